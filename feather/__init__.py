@@ -1,0 +1,11 @@
+"""Feather: a prefix-aware scheduler for LLM inference.
+
+Layers, each importing only from those before it:
+
+* the core (``hashing``, ``cht``, ``agent``, ``former``, ``options``) knows neither an engine nor torch;
+* ``feather.vllm`` puts the core behind vLLM's scheduler seam;
+* ``feather.studies`` runs workloads on an engine and turns them into tidy rows;
+* ``feather.artifact`` runs the notebooks and writes the report.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,70 @@
+"""The options of the scheduler, the same for every engine, refused by name when wrong."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from feather.agent import NeverStop, Policy, Threshold
+from feather.cht import ORDERS
+from feather.former import BatchFormer
+
+POLICIES = ("never_stop", "threshold")
+
+
+@dataclass(frozen=True)
+class Options:
+    policy: str = "never_stop"
+    """when to stop filling the batch: "never_stop" or "threshold" """
+    chunk_size: int = 512
+    """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing"""
+    order: str = "cost"
+    """which relative of the batch comes first: "cost" (fewest chunks outside it) or "tip" (least shared prefix lost)"""
+    max_loss: int = Threshold.max_loss
+    """threshold: tokens of shared prefix that one admission may cost"""
+    max_loss_under_load: int = Threshold.max_loss_under_load
+    """threshold: the same while more requests wait than run"""
+    min_batch: int = Threshold.min_batch
+    """threshold: a smaller batch is never stopped"""
+    straggler_share: float = 0.5
+    """a stopped batch that has drained to this share of its largest size no longer holds the queue; 0 … 1"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kinds = (int, float) if field.type is float else (field.type,)
+            if type(value) not in kinds:
+                raise ValueError(f"option {field.name}={value!r} must be of type {field.type.__name__}")
+        for name, choices in (("policy", POLICIES), ("order", ORDERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"option {name}={getattr(self, name)!r} must be one of: {', '.join(choices)}")
+        for name, low, high in (
+            ("chunk_size", 1, 4096),
+            ("max_loss", 0, None),
+            ("max_loss_under_load", 0, None),
+            ("min_batch", 1, None),
+            ("straggler_share", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not (value >= low and (high is None or value <= high)):
+                bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise ValueError(f"option {name}={value!r} must be {bounds}")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
+        """Check names and values of options that a user wrote. Raises ValueError naming the first that is wrong."""
+        known = [field.name for field in fields(cls)]
+        for name in mapping:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(known)}"
+                raise ValueError(f"unknown option {name!r}: {hint}")
+        return cls(**mapping)
+
+    def make_policy(self) -> Policy:
+        if self.policy == "never_stop":
+            return NeverStop()
+        return Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
+
+    def make_former(self) -> BatchFormer:
+        return BatchFormer(self.make_policy(), self.order, self.straggler_share)

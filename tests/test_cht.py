@@ -1,0 +1,209 @@
+"""The tree against a brute-force model that keeps whole paths and recomputes everything from the definitions."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from feather.cht import ORDERS, Candidate, ChunkedHashTree
+from feather.hashing import hash_tokens
+
+
+class BruteForce:
+    """DESIGN by definition: waiting and active paths, nothing cached."""
+
+    def __init__(self, order):
+        self.order, self.waiting, self.active, self.arrivals = order, {}, {}, 0
+
+    def insert(self, id_, path):
+        self.waiting[id_] = (self.arrivals, tuple(path))
+        self.arrivals += 1
+
+    def move(self, id_, source, target):
+        entry = source.pop(id_)
+        if target is not None:
+            target[id_] = entry
+
+    @staticmethod
+    def common(paths):
+        depth = 0
+        for column in zip(*paths):
+            if len(set(column)) > 1:
+                break
+            depth += 1
+        return depth
+
+    def tip(self):
+        return self.common([path for _, path in self.active.values()]) if self.active else 0
+
+    def find_best(self):
+        if not self.waiting:
+            return None
+        working_set = {hash_ for _, path in self.active.values() for hash_ in path}
+        tip = self.tip()
+        some_active = next(iter(self.active.values()), (0, ()))[1]
+
+        def key(item):
+            arrival, path = item[1]
+            cost = sum(hash_ not in working_set for hash_ in path)
+            loss = tip - self.common([path, some_active[:tip]]) if self.active else 0
+            if not self.active or cost == len(path):
+                return (1, 0, 0, arrival)
+            return (0, loss if self.order == "tip" else 0, cost, arrival)
+
+        id_, (_, path) = min(self.waiting.items(), key=key)
+        sharing = sum(other[:tip] == some_active[:tip] for _, other in self.waiting.values())
+        after = self.common([path, some_active[:tip]]) if self.active else 0
+        return Candidate(id_, sum(hash_ not in working_set for hash_ in path), tip, after, sharing)
+
+
+@st.composite
+def prompts(draw):
+    """Few tokens and short chunks, so that prefixes of each other, equal, empty and diverging prompts all occur."""
+    return draw(st.lists(st.integers(0, 1), max_size=9))
+
+
+class TreeMachine(RuleBasedStateMachine):
+    CHUNK = 2
+
+    @initialize(order=st.sampled_from(ORDERS))
+    def start(self, order):
+        self.tree, self.model, self.ids = ChunkedHashTree(order), BruteForce(order), 0
+
+    @rule(prompt=prompts())
+    def insert(self, prompt):
+        path = hash_tokens(prompt, self.CHUNK)
+        self.tree.insert(self.ids, path)
+        self.model.insert(self.ids, path)
+        self.ids += 1
+
+    @precondition(lambda self: self.model.waiting)
+    @rule()
+    def add_best(self):
+        best = self.tree.find_best().request_id
+        self.tree.add_to_batch(best)
+        self.model.move(best, self.model.waiting, self.model.active)
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(data=st.data())
+    def add_any(self, data):
+        id_ = data.draw(st.sampled_from(sorted(self.model.waiting)))
+        self.tree.add_to_batch(id_)
+        self.model.move(id_, self.model.waiting, self.model.active)
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(data=st.data(), back=st.booleans())
+    def remove(self, data, back):
+        id_ = data.draw(st.sampled_from(sorted(self.model.waiting)))
+        arrival = self.tree.remove(id_)
+        assert arrival == self.model.waiting[id_][0]
+        if back:
+            self.tree.insert(id_, self.model.waiting[id_][1], arrival)
+        else:
+            self.model.move(id_, self.model.waiting, None)
+
+    @precondition(lambda self: self.model.active)
+    @rule(data=st.data(), preempt=st.booleans())
+    def leave_the_batch(self, data, preempt):
+        id_ = data.draw(st.sampled_from(sorted(self.model.active)))
+        if preempt:
+            self.tree.preempt(id_)
+        else:
+            self.tree.finish(id_)
+        self.model.move(id_, self.model.active, self.model.waiting if preempt else None)
+
+    @invariant()
+    def agrees_with_the_model(self):
+        assert self.tree.find_best() == self.model.find_best()
+        assert self.tree.tip_depth == self.model.tip()
+        assert set(self.tree.waiting) == set(self.model.waiting)
+        assert set(self.tree.active) == set(self.model.active)
+
+    @invariant()
+    def counts_and_sizes_hold(self):
+        tree, slack = self.tree, 16
+        everyone = [path for _, path in (*self.model.waiting.values(), *self.model.active.values())]
+        assert tree._nodes.keys() == {hash_ for path in everyone for hash_ in path}
+        for node in tree._nodes.values():
+            assert node.active == sum(node.hash in path for _, path in self.model.active.values())
+            assert node.waiting == sum(node.hash in path for _, path in self.model.waiting.values())
+            assert len(node.heap) <= 2 * node.waiting + slack + 1
+        assert tree._working_set == sum(node.active > 0 for node in tree._nodes.values())
+        assert len(tree._by_arrival) <= 2 * len(tree.waiting) + slack + 1
+
+
+TestTree = TreeMachine.TestCase
+TestTree.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def make(order="cost", **paths):
+    tree = ChunkedHashTree(order)
+    for id_, path in paths.items():
+        tree.insert(id_, path)
+    return tree
+
+
+def test_the_seed_is_the_oldest_and_without_sharing_the_order_is_arrival_order():
+    tree = make(long="abcdef", short="x", none="")
+    admitted = []
+    while (best := tree.find_best()) is not None:
+        admitted.append(best.request_id)
+        tree.add_to_batch(best.request_id)
+    assert admitted == ["long", "short", "none"]
+
+
+def test_a_short_stranger_does_not_come_before_a_long_relative():
+    tree = make(seed="ab", stranger="x", relative="abcdefgh")
+    tree.add_to_batch("seed")
+    assert tree.find_best() == Candidate("relative", cost=6, tip_before=2, tip_after=2, sharing=1)
+
+
+def test_the_two_orders_differ_where_a_cheap_request_costs_the_tip():
+    paths = dict(seed="abc", cheap="ax", faithful="abcdef")
+    for order, expected in (("cost", "cheap"), ("tip", "faithful")):
+        tree = make(order, **paths)
+        tree.add_to_batch("seed")
+        assert tree.find_best().request_id == expected
+
+
+def test_the_tip_moves_up_with_a_stranger_and_down_again_without_it():
+    tree = make(one="abc", two="abd", three="abc")
+    for id_ in ("one", "three", "two"):
+        tree.add_to_batch(id_)
+    assert tree.tip_depth == 2
+    tree.finish("two")
+    assert tree.tip_depth == 3
+    tree.finish("one")
+    tree.finish("three")
+    assert tree.tip_depth == 0 and not tree._nodes
+
+
+def test_unknown_and_duplicate_ids_are_refused_and_change_nothing():
+    tree = make(one="abc")
+    for operation in (tree.finish, tree.preempt):
+        with pytest.raises(KeyError, match="'one' is not active"):
+            operation("one")
+    for operation in (tree.add_to_batch, tree.remove):
+        with pytest.raises(KeyError, match="'two' is not waiting"):
+            operation("two")
+    with pytest.raises(ValueError, match="in the tree already"):
+        tree.insert("one", "xyz")
+    assert tree.find_best().request_id == "one" and set(tree._nodes) == set("abc")
+    with pytest.raises(ValueError, match="order 'best'"):
+        ChunkedHashTree("best")
+    with pytest.raises(LookupError, match="no request"):
+        ChunkedHashTree().oldest()
+
+
+def test_a_collision_may_misjudge_but_breaks_nothing():
+    tree = make(one=[1, 2, 3], two=[9, 3, 2], three=[3, 3, 3])
+    for _ in range(3):
+        for id_ in ("one", "two", "three"):
+            tree.add_to_batch(id_)
+            tree.find_best()
+        for id_ in ("two", "one", "three"):
+            tree.preempt(id_)
+    for id_ in ("one", "two", "three"):
+        assert tree.find_best() is not None
+        tree.remove(id_)
+    assert tree.find_best() is None and not tree._nodes
