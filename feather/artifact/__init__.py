@@ -1,0 +1,1 @@
+"""The artifact: run the notebooks, gather what they found, write the report."""

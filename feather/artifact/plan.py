@@ -1,0 +1,114 @@
+"""What to run: notebooks, profiles, and whether this machine can. Standard library only, so that a wrong command line
+is refused before any environment is made."""
+
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from feather.studies import OUT_MARKER, machine
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = ("smoke", "default", "full")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with the parameters of a profile and a backend."""
+
+    name: str
+    parameters: dict
+    expected_seconds: float
+    """on the machine that the profiles were timed on"""
+
+    @property
+    def source(self) -> Path:
+        return NOTEBOOKS / f"{self.name}.ipynb"
+
+    def fingerprint(self, device: str) -> str:
+        """Changes with the notebook's cells, its parameters, the package, the locked environment or the device."""
+        cells = [cell["source"] for cell in json.loads(self.source.read_text())["cells"]]
+        digest = hashlib.sha256(json.dumps([cells, self.parameters, device], sort_keys=True).encode())
+        for path in sorted([*(ROOT / "feather").rglob("*.py"), *(ROOT / "requirements").glob("*.txt")]):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def notebook_names() -> list[str]:
+    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def choose_notebooks(only: str | None) -> list[str]:
+    """All notebooks, or those whose number or name is in ``only`` ("01,03"). Raises ValueError for an unknown one."""
+    names = notebook_names()
+    if only is None:
+        return names
+    chosen = []
+    for wanted in filter(None, (part.strip() for part in only.split(","))):
+        found = [name for name in names if wanted in (name, name.split("_")[0])]
+        if not found:
+            close = get_close_matches(wanted, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "there are: " + ", ".join(names)
+            raise ValueError(f"--only {wanted!r}: no such notebook; {hint}")
+        chosen += [name for name in found if name not in chosen]
+    if not chosen:
+        raise ValueError("--only names no notebook; there are: " + ", ".join(names))
+    return sorted(chosen)
+
+
+def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
+    """Jobs with the parameters that ``notebooks/profiles.toml`` gives for the profile and the backend; what it leaves
+    out stands in the notebook's own parameters cell."""
+    profiles = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text())
+    jobs = []
+    for name in names:
+        chosen = dict(profiles.get(name, {}).get(backend, {}).get(profile, {}))
+        seconds = chosen.pop("expected_seconds", 60)
+        jobs.append(Job(name, {"backend": backend, **chosen}, seconds))
+    return jobs
+
+
+def check_machine(jobs: list[Job], backend: str) -> None:
+    """Raise MemoryError where the largest KV cache of the jobs does not fit."""
+    if backend == "cpu":
+        kv_gib = max((job.parameters.get("kv_gib", 0) for job in jobs), default=0)
+        if kv_gib:
+            machine.check_memory(kv_gib)
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError unless ``out`` can be made and written, and holds nothing that is not ours. Leaves no trace."""
+    present = out
+    while not present.exists():
+        present = present.parent
+    if not present.is_dir():
+        raise ValueError(f"--out {out}: {present} is not a folder; choose another")
+    if not os.access(present, os.W_OK):
+        raise ValueError(f"--out {out}: {present} cannot be written; choose another folder or change its permissions")
+    try:
+        with tempfile.TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out}: {present} cannot be written ({error.strerror}); choose another folder") from None
+    if present == out and any(out.iterdir()) and not (out / OUT_MARKER).exists():
+        raise ValueError(f"--out {out}: the folder is not empty and was not made by run_all.sh; choose another")
+
+
+def prepare_out(out: Path, jobs: list[Job]) -> None:
+    """Make the folders, and clear away what earlier runs of these notebooks left."""
+    for folder in ("notebooks", "figures", "results", "state"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / OUT_MARKER).touch()
+    for job in jobs:
+        story = out / "results" / f"{job.name}.json"
+        if story.exists():
+            for figure in json.loads(story.read_text())["figures"]:
+                for suffix in ("png", "pdf"):
+                    (out / "figures" / f"{figure['name']}.{suffix}").unlink(missing_ok=True)
+        for path in (story, story.with_suffix(".csv"), out / "notebooks" / f"{job.name}.ipynb", out / "state" / f"{job.name}.json"):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,217 @@
+"""A real vLLM engine in this process, driven step by step."""
+
+import os
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from feather.studies import machine
+from feather.studies.model import MODELS
+from feather.studies.workloads import Prompt, Workload
+
+
+@dataclass
+class Run:
+    """What happened in one run of a workload. Times in seconds; one entry per engine step, or per request."""
+
+    seconds: float
+    output_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    step_seconds: np.ndarray
+    decode_rows: np.ndarray
+    prefill_tokens: np.ndarray
+    groups: np.ndarray
+    """distinct prefix groups in the step"""
+    neighbours: np.ndarray
+    """share of adjacent rows in the model runner's batch, as the kernel sees it, that are of one group"""
+    first_token: np.ndarray
+    """per request: from arrival to its first token"""
+    between_tokens: np.ndarray
+    """every gap between two tokens of one request"""
+
+    def metrics(self) -> dict[str, tuple[float, str]]:
+        """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
+        decode = self.prefill_tokens == 0
+        found = {
+            "throughput": (self.output_tokens / self.seconds, "tok/s"),
+            "wall time": (self.seconds, "s"),
+            "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
+            "time to first token, median": (np.median(self.first_token), "s"),
+            "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
+        }
+        if len(self.between_tokens):
+            found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")
+            found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
+        if decode.any():
+            found["decode throughput"] = (self.decode_rows[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
+            found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
+            found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
+            found["groups per batch"] = (self.groups[decode].mean(), "groups")
+            found["like neighbours"] = (np.nanmean(self.neighbours[decode]), "share of adjacent rows")
+        return {name: (float(value), unit) for name, (value, unit) in found.items()}
+
+
+def joined(runs: list[Run]) -> Run:
+    """Runs one after the other as if they were one."""
+    fields = {}
+    for name in Run.__dataclass_fields__:
+        values = [getattr(run, name) for run in runs]
+        fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
+    return Run(**fields)
+
+
+@dataclass
+class Engine:
+    """vLLM with random weights and the studies' scheduler; starts in 10 to 25 s, so make one and reuse it.
+
+    Raises ValueError where the backend cannot run here, MemoryError where the KV cache does not fit.
+    """
+
+    backend: str = "auto"
+    model: str = "tiny-llama"
+    max_batch: int = 32
+    max_batched_tokens: int = 8192
+    kv_gib: float = 4.0
+    """cpu only; on a GPU vLLM takes what the weights leave"""
+    block_size: int | None = None
+    """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
+    dtype: str = "bfloat16"
+    weights: str | None = None
+    """path of a model with real weights, instead of ``model``"""
+    cascade: bool = False
+    """gpu only: vLLM's cascade attention where all running requests share a prefix"""
+    seed: int = 0
+    _runs: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.backend, _ = machine.choose_backend(self.backend)
+        shape = MODELS[self.model]
+        if self.backend == "cpu":
+            machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
+        # Read by vLLM at import: the engine in this process, nothing fetched, and on a GPU the model runner that knows
+        # cascade attention, in every arm.
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_USE_V2_MODEL_RUNNER="0",
+            VLLM_CPU_KVCACHE_SPACE=str(max(1, round(self.kv_gib))),
+            HF_HUB_OFFLINE="1",
+        )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        on_gpu = {"disable_cascade_attn": not self.cascade} if self.backend == "gpu" else {"enforce_eager": True}
+        self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
+        with tempfile.TemporaryDirectory() as folder:
+            self.llm = LLM(
+                model=self.weights or str(shape.write(Path(folder))),
+                load_format="auto" if self.weights else "dummy",
+                skip_tokenizer_init=True,
+                dtype=self.dtype,
+                max_num_seqs=self.max_batch,
+                max_model_len=shape.max_tokens,
+                max_num_batched_tokens=self.max_batched_tokens,
+                block_size=self.block_size,
+                enable_prefix_caching=True,
+                scheduler_cls="feather.studies.scheduler.StudyScheduler",
+                seed=self.seed,
+                **on_gpu,
+            )
+        core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = core.scheduler
+        self._row_ids = core.model_executor.driver_worker.worker.model_runner.input_batch
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {
+            "backend": self.backend,
+            "device": machine.device(self.backend),
+            "engine": machine.engine_version(),
+            "revision": machine.revision(),
+        }
+
+    def warm(self, prefixes: list[list[int]]) -> None:
+        """Put the prefixes into the prefix cache, one request each."""
+        from feather.studies.scheduler import ARMS
+
+        prompts = [Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]
+        self.run(Workload(prompts), ARMS["FCFS"])
+
+    def run(self, workload: Workload, arm) -> Run:
+        """Run a workload to its end under an arm (``scheduler.ARMS``). Raises RuntimeError unless every request
+        finishes once with exactly its tokens."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        self.scheduler.use(arm)
+        if not workload.warm:
+            self.llm.reset_prefix_cache()
+        self._runs += 1
+        pending = deque(enumerate(workload.prompts))
+        produced: dict[str, list[float]] = {}
+        arrivals: dict[str, float] = {}
+        finished = cached = 0
+        step_seconds, neighbours = [], []
+        start = time.perf_counter()
+        while pending or engine.has_unfinished_requests():
+            now = time.perf_counter() - start
+            while pending and pending[0][1].arrival <= now:
+                index, prompt = pending.popleft()
+                request_id = f"{self._runs}-{index}"
+                params = SamplingParams(
+                    temperature=0,
+                    max_tokens=prompt.decode_tokens,
+                    ignore_eos=True,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.DELTA,
+                    extra_args={"group": prompt.group},
+                )
+                arrivals[request_id] = prompt.arrival
+                produced[request_id] = []
+                engine.add_request(request_id, {"prompt_token_ids": prompt.tokens}, params)
+            if not engine.has_unfinished_requests():
+                time.sleep(max(0.0, pending[0][1].arrival - (time.perf_counter() - start)))
+                continue
+            steps_before, began = len(self.scheduler.steps), time.perf_counter()
+            outputs = engine.step()
+            ended = time.perf_counter()
+            if len(self.scheduler.steps) > steps_before:
+                step_seconds.append(ended - began)
+                neighbours.append(_like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
+            for output in outputs:
+                produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
+                if output.finished:
+                    finished += 1
+                    cached += output.num_cached_tokens or 0
+        seconds = time.perf_counter() - start
+        for index, prompt in enumerate(workload.prompts):
+            got = len(produced[f"{self._runs}-{index}"])
+            if got != prompt.decode_tokens or finished != len(workload.prompts):
+                raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
+                                   f"{finished} of {len(workload.prompts)} requests finished")
+        steps = self.scheduler.steps
+        return Run(
+            seconds=seconds,
+            output_tokens=workload.decode_tokens,
+            prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
+            cached_tokens=cached,
+            step_seconds=np.array(step_seconds),
+            decode_rows=np.array([step.decode_rows for step in steps]),
+            prefill_tokens=np.array([step.prefill_tokens for step in steps]),
+            groups=np.array([len(set(step.groups.values())) for step in steps]),
+            neighbours=np.array(neighbours),
+            first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
+            between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
+        )
+
+
+def _like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+    order = [groups[id_] for id_ in rows if id_ in groups]
+    if len(order) < 2:
+        return float("nan")
+    return sum(one == other for one, other in zip(order, order[1:])) / (len(order) - 1)

@@ -1,0 +1,70 @@
+"""How every figure looks, and the line under it that says what its numbers are."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from feather.studies.stats import ratio
+
+HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
+
+
+def style() -> None:
+    """One look for all notebooks; colours that can be told apart without colour vision."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "axes.titleweight": "bold"})
+
+
+def sign(figure, provenance: dict[str, str]) -> None:
+    """Write backend, device, engine and revision under the figure."""
+    text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
+    figure.text(0.01, -0.02, text, fontsize=8, color="0.35", ha="left", va="top")
+
+
+def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return table[table["metric"] == metric]
+
+
+def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, **options):
+    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories."""
+    data = of_metric(table, metric)
+    ticks = sorted(data[x].unique())
+    data = data.assign(**{x: pd.Categorical(data[x].astype(str), [str(tick) for tick in ticks], ordered=True)})
+    figure, axes = plt.subplots()
+    sns.lineplot(data, x=x, y="value", hue=hue, style=hue, markers=True, dashes=False,
+                 estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)  # fmt: skip
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set_ylim(bottom=0)
+    if hue:
+        sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    return figure
+
+
+def ratio_bars(ratios: pd.DataFrame, x: str, title: str, ylabel: str):
+    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
+    figure, axes = plt.subplots(figsize=(8.4, 4.2))
+    policies, places = list(ratios["policy"].unique()), list(ratios[x].unique())
+    width = 0.8 / len(policies)
+    for number, policy in enumerate(policies):
+        data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
+        at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
+        spread = [data["median"] - data["low"], data["high"] - data["median"]]
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, error_kw={"lw": 1})
+    axes.axhline(1, color="0.2", lw=1)
+    axes.set_xticks(range(len(places)), [str(place) for place in places])
+    axes.set(title=title, ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.DataFrame:
+    """Ratio of each policy to the policy ``base`` under every value of ``by``: median, low, high, repeats."""
+    data = of_metric(table, metric)
+    rows = []
+    for place in data[by].unique():
+        here = data[data[by] == place].pivot(index="repeat", columns="policy", values="value")
+        for policy in data["policy"].unique():
+            if policy != base and policy in here and here[policy].notna().any():
+                rows.append({by: place, "policy": policy, **ratio(here[policy], here[base])._asdict()})
+    return pd.DataFrame(rows)
