@@ -79,8 +79,9 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     interrupted = False
     began, spent, expected = time.monotonic(), 0.0, 0.0
     for number, job in enumerate(todo, 1):
-        # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times.
-        pace = spent / expected if expected else 1.0
+        # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times, as soon
+        # as they have taken long enough to tell.
+        pace = (spent + 60) / (expected + 60)
         left = pace * sum(later.expected_seconds for later in todo[number - 1 :])
         label = f"[{number}/{len(todo)}] {job.name}"
         try:

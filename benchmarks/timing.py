@@ -1,0 +1,32 @@
+"""What the benchmarks share: their command line, and the clock around one short operation."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+
+def timed(operation: Callable[[], object]) -> float:
+    """Microseconds that one call takes."""
+    start = time.perf_counter_ns()
+    operation()
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+def spread(taken: list[float]) -> dict[str, float]:
+    """Median, quartiles and mean of repeated timings."""
+    low, median, high = np.percentile(taken, [25, 50, 75])
+    return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3), "mean": round(float(np.mean(taken)), 3)}
+
+
+def main(module: str, description: str, run: Callable[[], dict], show: Callable[[dict], None]) -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args()
+    found = run()
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)

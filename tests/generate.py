@@ -1,0 +1,41 @@
+"""Run as a program: greedy tokens of one real engine, as JSON on the last line. Arguments: JSON of LLM() arguments."""
+
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
+
+
+def main(arguments: dict) -> None:
+    from vllm import LLM, SamplingParams
+
+    from feather.studies.model import TINY_LLAMA
+
+    with tempfile.TemporaryDirectory() as folder:
+        llm = LLM(
+            model=str(TINY_LLAMA.write(Path(folder))), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
+            dtype="float32", max_num_seqs=6, max_model_len=2048, max_num_batched_tokens=512, block_size=32, **arguments,
+        )  # fmt: skip
+    rng = random.Random(0)
+    prefixes = [[rng.randrange(10, 32_000) for _ in range(length)] for length in (300, 300, 40, 0)]
+    prompts, params = [], []
+    for number in range(24):
+        prompts.append({"prompt_token_ids": prefixes[number % 4] + [rng.randrange(10, 32_000) for _ in range(8)]})
+        params.append(SamplingParams(temperature=0, max_tokens=rng.randrange(1, 24), ignore_eos=True, detokenize=False))
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    found = {
+        "scheduler": type(scheduler).__name__,
+        "left": scheduler.get_num_unfinished_requests(),
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "wanted": [one.max_tokens for one in params],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

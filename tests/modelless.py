@@ -1,0 +1,108 @@
+"""vLLM's real scheduler and KV-cache manager without a model: the tests make up the tokens."""
+
+from collections import deque
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from feather.studies.model import TINY_LLAMA
+
+BLOCK = 16
+
+
+def make_scheduler(cls, folder, blocks=2000, max_num_seqs=8, max_tokens=512, feather=None, **engine_args):
+    """A scheduler over ``blocks`` KV blocks of 16 tokens; ``feather`` goes into additional_config."""
+    config = EngineArgs(
+        model=str(TINY_LLAMA.write(folder)),
+        skip_tokenizer_init=True,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        max_model_len=4096,
+        block_size=BLOCK,
+        additional_config={} if feather is None else {"feather": feather},
+        **{"enable_prefix_caching": True, **engine_args},
+    ).create_engine_config()
+    config.cache_config.num_gpu_blocks = blocks
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=8, head_size=64, dtype=torch.bfloat16)
+    kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+    return cls(config, kv, StructuredOutputManager(config), block_size=BLOCK, hash_block_size=BLOCK)
+
+
+def make_request(scheduler, id_, tokens, decode=4, **request_args):
+    hash_fn = get_hash_fn_by_name("sha256")
+    init_none_hash(hash_fn)
+    hasher = get_request_block_hasher(BLOCK, hash_fn) if scheduler.cache_config.enable_prefix_caching else None
+    params = SamplingParams(max_tokens=decode, ignore_eos=True, temperature=0, extra_args=request_args.pop("extra", None))
+    params._eos_token_id = None
+    return Request(id_, list(tokens), params, None, block_hasher=hasher, **request_args)
+
+
+class Driver:
+    """Runs a scheduler ``depth`` schedules ahead of the results, as async scheduling does at 2, and keeps account."""
+
+    def __init__(self, scheduler, depth=1):
+        self.scheduler, self.depth = scheduler, depth
+        self.in_flight = deque()
+        self.tokens = {}
+        self.finished = []
+        self.batches = []
+
+    def add(self, *requests):
+        for request in requests:
+            self.tokens[request.request_id] = 0
+            self.scheduler.add_request(request)
+
+    def step(self):
+        output = self.scheduler.schedule()
+        if output.total_num_scheduled_tokens:
+            self.batches.append(list(output.num_scheduled_tokens))
+        self.in_flight.append(output)
+        if len(self.in_flight) >= self.depth:
+            self.deliver()
+        return output
+
+    def deliver(self):
+        output = self.in_flight.popleft()
+        ids = list(output.num_scheduled_tokens)
+        sampled = []
+        for id_ in ids:
+            request = self.scheduler.requests.get(id_)
+            # A prefill that is not through yet samples nothing.
+            through = request is not None and self._computed(request, output) >= request.num_prompt_tokens
+            sampled.append([7] if through else [])
+        result = ModelRunnerOutput(ids, {id_: row for row, id_ in enumerate(ids)}, sampled)
+        for outputs in self.scheduler.update_from_output(output, result).values():
+            for one in outputs.outputs:
+                self.tokens[one.request_id] += len(one.new_token_ids)
+                if one.finish_reason is not None:
+                    self.finished.append(one.request_id)
+
+    @staticmethod
+    def _computed(request, output):
+        if request.request_id in {new.req_id for new in output.scheduled_new_reqs}:
+            start = next(new for new in output.scheduled_new_reqs if new.req_id == request.request_id).num_computed_tokens
+        else:
+            cached = output.scheduled_cached_reqs
+            start = cached.num_computed_tokens[cached.req_ids.index(request.request_id)]
+        return start + output.num_scheduled_tokens[request.request_id]
+
+    def run(self, max_steps=2000):
+        """To the end; fails rather than spin for ever."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished_requests():
+                while self.in_flight:
+                    self.deliver()
+                return self
+            self.step()
+        raise AssertionError(f"still unfinished after {max_steps} steps: {list(self.scheduler.requests)}")
+
+
+def abort(scheduler, *ids):
+    scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)

@@ -1,0 +1,42 @@
+"""Run as a program: a very small study on the real engine, its findings as JSON on the last line."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+
+def main(out: Path) -> None:
+    from feather.studies import figures
+    from feather.studies.engine import Engine
+    from feather.studies.evaluation import over_groups
+    from feather.studies.scheduler import ARMS
+    from feather.studies.stats import Ratio
+    from feather.studies.study import Study
+    from feather.studies.workloads import even_sizes, grouped, make_prefixes, unshared
+
+    engine = Engine("cpu", max_batch=8, kv_gib=1.0)
+    prefixes = make_prefixes(4, 1024)
+    engine.warm(prefixes)
+    found = {}
+    for arm in ARMS.values():
+        run = engine.run(grouped(prefixes, even_sizes(16, 4), seed=1, decode_tokens=8), arm)
+        metrics = run.metrics()
+        found[f"groups, {arm.name}"] = metrics["groups per batch"][0]
+        found[f"neighbours, {arm.name}"] = metrics["like neighbours"][0]
+    found["tokens"], found["decode tokens"] = run.output_tokens, int(run.decode_rows.sum())
+    found["warm hits"] = metrics["prefix hits"][0]
+    found["cold hits"] = engine.run(unshared(4, 200, seed=1), ARMS["FCFS"]).metrics()["prefix hits"][0]
+    engine.warm(prefixes)
+    study = Study("00_test", engine, out)
+    table = study.measure(over_groups(engine, prefixes, [1, 2], 8, 4, arms=["FCFS", "Feather (threshold)"]), repeats=2)
+    figure = figures.lines(table, "throughput", x="groups", hue="policy", title="t", xlabel="x", ylabel="y")
+    study.figure(figure, "figure", "a caption")
+    found["claim"] = study.claim("M1", Ratio(1.0, 0.9, 1.1, 2), "a reason")
+    with (out / "results" / "00_test.csv").open() as file:
+        found["columns"] = next(csv.reader(file))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

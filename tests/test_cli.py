@@ -1,0 +1,178 @@
+"""The two commands: what they refuse, and what they keep when something goes wrong."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from feather.artifact import cli, plan
+from feather.studies import machine
+
+ROOT = Path(__file__).parents[1]
+
+GOOD = "import pathlib; pathlib.Path(out, 'ran').open('a').write(name)"
+BAD = "raise RuntimeError('no such luck')"
+LONG = "import pathlib, time; pathlib.Path(out, 'began').touch(); time.sleep(120)"
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """Notebooks of one cell each in place of the real ones: returns a function name → cell that makes them."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "profiles.toml").write_text("[01_one.cpu.smoke]\nexpected_seconds = 2\n")
+    monkeypatch.setattr(plan, "NOTEBOOKS", folder)
+
+    def make(**cells):
+        for name, source in cells.items():
+            name = f"{name[-2:]}_{name[:-2]}"
+            parameters = nbformat.v4.new_code_cell(f"backend = out = None\nname = '{name[:2]}'", metadata={"tags": ["parameters"]})
+            book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+            book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+            nbformat.write(book, folder / f"{name}.ipynb")
+        return folder
+
+    return make
+
+
+def run_all(*arguments, **environment):
+    return subprocess.run(
+        [str(ROOT / "run_all.sh"), *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+NO_GPU = machine.cuda_gpu() is None
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--profile", "huge"], "--profile 'huge' is not one of: smoke, default, full"),
+        (["--backend", "tpu"], "backend 'tpu' is not one of: auto, gpu, cpu, sim"),
+        (["--backend", "sim"], "backend 'sim': the modelled GPU is not part of this version yet; use 'cpu' or 'gpu'"),
+        pytest.param(["--backend", "gpu"], "backend 'gpu': no CUDA GPU found", marks=pytest.mark.skipif(not NO_GPU, reason="has a GPU")),
+        (["--only", "01,99"], "--only '99': no such notebook; there are: 00_environment, 01_"),
+        (["--only", "03_end_to_edn"], "no such notebook; did you mean '03_end_to_end'?"),
+        (["--only", ","], "--only names no notebook"),
+        (["--out", "/proc/nothing"], "--out /proc/nothing: /proc cannot be written"),
+        (["--out", "README.md"], "README.md is not a folder; choose another"),
+        (["--out", "feather"], "feather: the folder is not empty and was not made by run_all.sh"),
+        (["--profil", "smoke"], "unrecognized arguments: --profil smoke"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_leaves_nothing(arguments, message, tmp_path):
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    done = run_all(*arguments, *out)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.startswith(("usage", " "))]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unsupported_python_is_named(tmp_path):
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit\nexit 1\n')
+    old.chmod(0o755)
+    done = run_all("--list", PYTHON=str(old))
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"run_all.sh: PYTHON={old} is Python 3.9.1; Feather needs Python 3.11, 3.12 or 3.13 with venv"
+
+
+def test_the_list_says_how_long_each_takes():
+    done = run_all("--list", "--profile", "smoke")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == plan.notebook_names()
+
+
+def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "memory_gib", lambda: (8.0, 3.0))
+    assert cli.main(["--backend", "cpu", "--out", str(tmp_path / "out")]) == 2
+    assert "a KV cache of 4 GiB needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_failing_notebook_does_not_stop_the_others_and_resume_repeats_only_it(notebooks, tmp_path, capfd):
+    out = tmp_path / "out"
+    folder = notebooks(one01=GOOD, two02=BAD, three03=GOOD)
+    command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    assert cli.main(command) == 1
+    said = capfd.readouterr()
+    assert "02_two failed: RuntimeError: no such luck (see " in said.err
+    assert (out / "notebooks" / "02_two.ipynb").exists() and (out / "ran").read_text() == "0103"
+    assert "Failed: RuntimeError: no such luck" in (out / "report.html").read_text()
+    with (out / "claims.csv").open() as file:
+        claims = list(csv.DictReader(file))
+    assert [claim["claim"] for claim in claims][:3] == ["M1", "M2", "M3"]
+    assert {claim["verdict"] for claim in claims} == {"not run here"}
+
+    notebooks(two02=GOOD)
+    assert cli.main([*command, "--resume"]) == 0
+    assert "01_one: already ran with these parameters and this code" in capfd.readouterr().out
+    assert (out / "ran").read_text() == "010302"
+
+    book = folder / "01_one.ipynb"
+    book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+    assert cli.main([*command, "--resume"]) == 0
+    assert (out / "ran").read_text() == "01030201", "a changed notebook runs again"
+
+
+def test_a_folder_of_results_is_written_again_and_other_files_in_it_are_kept(notebooks, tmp_path):
+    out = tmp_path / "out"
+    notebooks(one01=GOOD)
+    command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    assert cli.main(command) == 0
+    (out / "notes.txt").write_text("mine")
+    assert cli.main(command) == 0
+    assert (out / "notes.txt").read_text() == "mine" and (out / "ran").read_text() == "0101"
+
+
+def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
+    out = tmp_path / "out"
+    folder = notebooks(one01=GOOD, two02=LONG)
+    arguments = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    code = (
+        "import pathlib, sys; from feather.artifact import cli, plan; "
+        f"plan.NOTEBOOKS = pathlib.Path({str(folder)!r}); sys.exit(cli.main({arguments!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (out / "began").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted; what had finished is kept: the same command with --resume goes on" in stderr
+    assert (out / "ran").read_text() == "01" and (out / "report.html").exists() and not (out / "state" / "02_two.json").exists()
+
+    (out / "began").unlink()
+    notebooks(two02=GOOD)
+    again = subprocess.run([sys.executable, "-c", code.replace("'--out'", "'--resume', '--out'")], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and (out / "ran").read_text() == "0102"
+
+
+def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
+    import tomllib
+
+    profiles = tomllib.loads((ROOT / "notebooks" / "profiles.toml").read_text())
+    for name in plan.notebook_names():
+        book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+        cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
+        namespace = {}
+        exec("".join(cell["source"]), namespace)
+        assert {"backend", "out"} <= namespace.keys()
+        for backend, by_profile in profiles[name].items():
+            assert backend in machine.BACKENDS
+            for profile, parameters in by_profile.items():
+                assert profile in plan.PROFILES
+                unknown = parameters.keys() - {"expected_seconds"} - namespace.keys()
+                assert not unknown, f"{name}.{backend}.{profile} sets {unknown}"
+        assert set(profiles[name]["cpu"]) == set(plan.PROFILES)
+        assert all(not cell.get("outputs") for cell in book["cells"]), f"{name} was committed with its outputs"

@@ -1,0 +1,57 @@
+"""The hook on the real engine, and the studies' own engine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+
+def generate(**arguments):
+    program = [sys.executable, str(Path(__file__).with_name("generate.py")), json.dumps(arguments)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return generate()
+
+
+@pytest.mark.parametrize("policy", ["threshold", "never_stop"])
+def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy):
+    options = {"policy": policy, "chunk_size": 32, "min_batch": 2}
+    found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options})
+    assert stock["scheduler"] == "Scheduler" and found["scheduler"] == "FeatherScheduler"
+    assert [len(tokens) for tokens in found["tokens"]] == found["wanted"]
+    assert found["tokens"] == stock["tokens"]
+    assert found["left"] == 0
+
+
+def test_a_wrong_option_ends_the_start_up_and_is_named():
+    arguments = dict(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": {"polcy": "threshold"}})
+    program = [sys.executable, str(Path(__file__).with_name("generate.py")), json.dumps(arguments)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "unknown option 'polcy': did you mean 'policy'?" in done.stderr
+
+
+def test_the_studies_measure_what_ran(tmp_path):
+    program = [sys.executable, str(Path(__file__).with_name("study.py")), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tokens"] == 16 * 8 and found["decode tokens"] == 16 * 7, "the first token comes from the prefill"
+    assert found["groups, FCFS"] > 2 and found["groups, oracle (stop)"] == 1 == found["groups, Feather (threshold)"]
+    assert found["neighbours, Feather (never stop)"] > found["neighbours, FCFS"]
+    assert found["warm hits"] > 0.9 and found["cold hits"] == 0
+    assert found["columns"] == [
+        "study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
+        "backend", "device", "engine", "revision", "time",
+    ]  # fmt: skip
+    assert (tmp_path / "figures" / "figure.png").stat().st_size > 10_000 and (tmp_path / "figures" / "figure.pdf").exists()
+    assert "not reproduced" in found["claim"]

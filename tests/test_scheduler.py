@@ -1,0 +1,163 @@
+"""FeatherScheduler inside vLLM's real admission loop, without a model."""
+
+import random
+
+import pytest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from feather.studies.scheduler import ARMS, StudyScheduler
+from feather.vllm import FeatherScheduler
+from modelless import Driver, abort, make_request, make_scheduler
+
+CHUNK = 32
+THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
+
+
+def prompt(group, number, length=128):
+    rng = random.Random(group)
+    return [rng.randrange(10, 9999) for _ in range(length)] + [10_000 + number] * 5
+
+
+def requests(scheduler, groups=3, each=4, decode=lambda i: 4, **args):
+    pairs = [(group, number) for number in range(each) for group in range(groups)]
+    return [
+        make_request(scheduler, f"{group}.{number}", prompt(group, number), decode(i), **args)
+        for i, (group, number) in enumerate(pairs)
+    ]
+
+
+def groups_of(batch):
+    return {id_.split(".")[0] for id_ in batch}
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "two schedules deep"])
+@pytest.mark.parametrize("options", [THRESHOLD, NEVER_STOP], ids=["threshold", "never_stop"])
+@pytest.mark.parametrize("blocks", [2000, 26], ids=["ample", "preempting"])
+def test_every_request_finishes_once_with_its_tokens(tmp_path, options, depth, blocks):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, blocks=blocks, feather=options)
+    lengths = random.Random(0)
+    all_requests = requests(scheduler, each=6, decode=lambda i: lengths.randint(1, 60))
+    driver = Driver(scheduler, depth)
+    driver.add(*all_requests)
+    driver.run()
+    assert sorted(driver.finished) == sorted(request.request_id for request in all_requests)
+    assert driver.tokens == {request.request_id: request.max_tokens for request in all_requests}
+    if blocks == 26:
+        assert sum(request.num_preemptions for request in all_requests) > 0
+    scheduler.waiting.reconcile()
+    assert not scheduler.waiting.former.running and not scheduler.waiting.former.tree._nodes
+
+
+def test_a_stopped_batch_is_homogeneous_and_never_stopping_sorts_by_prefix(tmp_path):
+    for options, expected in ((THRESHOLD, {1}), (NEVER_STOP, {2})):
+        scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=options)
+        driver = Driver(scheduler)
+        driver.add(*requests(scheduler, groups=4, each=4))
+        driver.run()
+        assert {len(groups_of(batch)) for batch in driver.batches} == expected
+
+
+def test_without_sharing_the_order_is_first_come_first_served(tmp_path):
+    order = {}
+    for cls, options in ((AsyncScheduler, None), (FeatherScheduler, NEVER_STOP), (FeatherScheduler, THRESHOLD)):
+        scheduler = make_scheduler(cls, tmp_path, feather=options)
+        driver = Driver(scheduler)
+        driver.add(*(make_request(scheduler, str(i), prompt(i, 0), 3 + i % 5) for i in range(30)))
+        driver.run()
+        order[str(options)] = driver.batches
+    assert len({str(batches) for batches in order.values()}) == 1
+
+
+def test_a_straggler_does_not_hold_the_queue(tmp_path):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=THRESHOLD)
+    driver = Driver(scheduler)
+    driver.add(make_request(scheduler, "0.0", prompt(0, 0), 200))
+    driver.add(*requests(scheduler, groups=2, each=8)[1:])
+    driver.run()
+    beside = [batch for batch in driver.batches if groups_of(batch) == {"0", "1"}]
+    assert len(driver.batches) < 210, "the other group waited for the straggler"
+    assert beside and all(len([id_ for id_ in batch if id_.startswith("0")]) <= 4 for batch in beside)
+
+
+def test_stopping_is_void_while_nothing_runs(tmp_path):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=THRESHOLD)
+    driver = Driver(scheduler)
+    driver.add(*requests(scheduler, groups=3, each=2))
+    driver.step()
+    assert not scheduler.waiting and len(scheduler.waiting) > 0, "the batch should have been stopped"
+    abort(scheduler, *[request.request_id for request in list(scheduler.running)])
+    assert scheduler.waiting, "nothing runs: somebody must be admitted"
+    assert driver.run().finished
+
+
+def test_aborts_while_waiting_and_running(tmp_path):
+    for options in (THRESHOLD, NEVER_STOP):
+        scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=options)
+        driver = Driver(scheduler, depth=2)
+        everyone = requests(scheduler, each=8, decode=lambda i: 10)
+        driver.add(*everyone)
+        aborted, rng = set(), random.Random(1)
+        while scheduler.has_unfinished_requests():
+            driver.step()
+            if len(aborted) < 10:
+                victim = rng.choice(list(scheduler.requests))
+                aborted.add(victim)
+                abort(scheduler, victim)
+        while driver.in_flight:
+            driver.deliver()
+        survivors = {request.request_id for request in everyone} - aborted
+        assert set(driver.finished) - aborted == survivors and len(driver.finished) == len(set(driver.finished))
+        scheduler.waiting.reconcile()
+        assert not scheduler.waiting.former.tree._nodes
+
+
+def test_a_reset_of_the_prefix_cache_preempts_everyone_and_loses_nobody(tmp_path):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=NEVER_STOP)
+    driver = Driver(scheduler)
+    everyone = requests(scheduler, decode=lambda i: 8)
+    driver.add(*everyone)
+    for _ in range(4):
+        driver.step()
+    assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert len(scheduler.waiting) == len(everyone) and not scheduler.running
+    driver.run()
+    assert sorted(driver.finished) == sorted(request.request_id for request in everyone)
+
+
+@pytest.mark.parametrize("chunk", [48, 1, 4096])
+def test_chunks_that_are_no_multiple_of_the_block_come_from_tokens(tmp_path, chunk):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "threshold", "chunk_size": chunk})
+    driver = Driver(scheduler)
+    driver.add(*requests(scheduler))
+    assert len(driver.run().finished) == 12
+
+
+def test_without_prefix_caching_prefixes_come_from_tokens_salts_and_adapters(tmp_path):
+    strict = {**THRESHOLD, "min_batch": 1, "straggler_share": 0.0}
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, enable_prefix_caching=False, feather=strict)
+    driver = Driver(scheduler)
+    driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(0, i), cache_salt=f"tenant {i % 2}") for i in range(8)))
+    driver.run()
+    assert {len(groups_of(batch)) for batch in driver.batches} == {1}
+
+
+def test_wrong_options_are_refused_at_start_up(tmp_path):
+    with pytest.raises(ValueError, match="unknown option 'chunksize': did you mean 'chunk_size'"):
+        make_scheduler(FeatherScheduler, tmp_path, feather={"chunksize": 512})
+    with pytest.raises(ValueError, match="scheduling_policy='priority'"):
+        make_scheduler(FeatherScheduler, tmp_path, scheduling_policy="priority")
+
+
+@pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
+def test_every_arm_of_the_studies_serves_everyone(tmp_path, arm):
+    scheduler = make_scheduler(StudyScheduler, tmp_path)
+    scheduler.use(arm)
+    driver = Driver(scheduler)
+    for group in range(3):
+        driver.add(*(make_request(scheduler, f"{group}.{i}", prompt(group, i), 3 + i, extra={"group": group}) for i in range(5)))
+    driver.run()
+    assert len(driver.finished) == 15
+    with pytest.raises(RuntimeError, match="while requests are unfinished"):
+        driver.add(make_request(scheduler, "late", prompt(0, 9), extra={"group": 0}))
+        scheduler.use(ARMS["FCFS"])

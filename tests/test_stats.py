@@ -1,0 +1,50 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from feather.studies.claims import verdict
+from feather.studies.stats import Ratio, ratio
+from feather.studies.study import compare
+
+
+def test_a_ratio_is_paired_and_its_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        machine = rng.uniform(0.5, 2, 9)  # a drift that hits both arms of a repeat alike
+        found = ratio(1.3 * machine * rng.normal(1, 0.05, 9), machine, resamples=500)
+        covered += found.low <= 1.3 <= found.high
+    assert 170 <= covered <= 200
+    assert str(ratio([2, 4], [1, 2])) == "2.00× [2.00, 2.00], n = 2"
+    with pytest.raises(ValueError, match="equally many"):
+        ratio([1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    "claim, low, median, backend, expected",
+    [
+        ("M1", 1.6, 1.9, "cpu", "reproduced"),
+        ("M1", 1.5, 1.9, "cpu", "reproduced in direction"),
+        ("M1", 0.99, 1.9, "cpu", "not reproduced"),
+        ("M1", 1.9, 2.0, "sim", "modelled only"),
+        ("E10", 0.98, 1.0, "cpu", "reproduced"),
+        ("E10", 0.9, 1.0, "cpu", "reproduced in direction"),
+        ("E10", 0.9, 0.95, "cpu", "not reproduced"),
+    ],
+)
+def test_verdicts_go_by_the_interval(claim, low, median, backend, expected):
+    assert verdict(claim, Ratio(median, low, median + 0.1, 5), backend) == expected
+
+
+def test_a_claim_about_a_shape_has_no_ratio():
+    with pytest.raises(ValueError, match="not about a ratio"):
+        verdict("M3", Ratio(1, 1, 1, 5), "cpu")
+
+
+def test_compare_pairs_by_repeat_and_refuses_an_ambiguous_choice():
+    table = pd.DataFrame(
+        {"metric": "t", "policy": ["a", "b", "b", "a"], "repeat": [0, 0, 1, 1], "value": [2.0, 1.0, 2.0, 6.0]}
+    )
+    assert compare(table, "t", of={"policy": "a"}, to={"policy": "b"}).median == 2.5
+    with pytest.raises(ValueError, match="not one a repeat"):
+        compare(table, "t", of={}, to={"policy": "b"})
