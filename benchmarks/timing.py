@@ -15,10 +15,11 @@ def timed(operation: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - start) / 1e3
 
 
-def spread(taken: list[float]) -> dict[str, float]:
+def spread(taken: list[float], digits: int = 3) -> dict[str, float]:
     """Median, quartiles and mean of repeated timings."""
     low, median, high = np.percentile(taken, [25, 50, 75])
-    return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3), "mean": round(float(np.mean(taken)), 3)}
+    found = {"median": median, "low": low, "high": high, "mean": np.mean(taken)}
+    return {name: round(float(value), digits) for name, value in found.items()}
 
 
 def main(module: str, description: str, run: Callable[[], dict], show: Callable[[dict], None]) -> None:

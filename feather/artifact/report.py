@@ -18,14 +18,18 @@ CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backe
 
 
 def write_report(out: Path, profile: str, backend: str) -> None:
-    """Write results.csv, claims.csv and report.html from ``out/results`` and ``out/state``; each appears whole or not
-    at all."""
+    """Write results.csv, claims.csv, report.html and run.json (what ran, where, for how long) from ``out/results`` and
+    ``out/state``; each appears whole or not at all."""
     stories = {path.stem: json.loads(path.read_text()) for path in sorted((out / "results").glob("*.json"))}
     tables = [pd.read_csv(path) for path in sorted((out / "results").glob("*.csv"))]
     results = pd.concat([table for table in tables if len(table)], ignore_index=True) if tables else pd.DataFrame()
     _replace(out / "results.csv", results.to_csv(index=False))
     claims = claim_rows(stories, backend)
     _replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).to_csv(index=False))
+    states = [json.loads(path.read_text()) for path in sorted((out / "state").glob("*.json"))]
+    run = {"profile": profile, "backend": backend, "device": machine.device(backend), "engine": machine.engine_version(),
+           "seconds": {state["name"]: round(state["seconds"]) for state in states}}  # fmt: skip
+    _replace(out / "run.json", json.dumps(run, indent=1) + "\n")
     _replace(out / "report.html", render(out, stories, claims, len(results), profile, backend))
 
 
