@@ -48,6 +48,20 @@ class Candidate(NamedTuple):
     """w: waiting requests, itself included where it does, that pass through the present tip"""
 
 
+class NodeView(NamedTuple):
+    """One node as a picture of the tree needs it."""
+
+    hash: Hashable
+    parent: Hashable | None
+    """None below the root"""
+    active: int
+    """active requests through it; the node is in the working set where there is one"""
+    waiting: int
+    """waiting requests through it"""
+    tip: bool
+    """whether it is the shared-prefix tip"""
+
+
 class _Node:
     __slots__ = ("hash", "depth", "active", "waiting", "heap", "frontier")
 
@@ -189,6 +203,10 @@ class ChunkedHashTree:
             heappop(heap)
         return heap[0][2].id
 
+    def arrival(self, request_id: Hashable) -> int:
+        """The arrival number of a waiting request: 0 for the first that came, and so on."""
+        return self._waiting[request_id].arrival
+
     @property
     def tip_depth(self) -> int:
         """Chunks that all active requests share; 0 for an empty batch."""
@@ -198,6 +216,17 @@ class ChunkedHashTree:
     def sharing(self) -> int:
         """w: waiting requests that pass through the tip; all of them where the tip is the root."""
         return self._witness[self._tip - 1].waiting if self._tip else len(self._waiting)
+
+    def nodes(self) -> list[NodeView]:
+        """Every node, parents before their children, siblings by arrival."""
+        tip = self._witness[self._tip - 1] if self._tip else None
+        views: dict[Hashable, NodeView] = {}
+        for request in sorted((*self._waiting.values(), *self._active.values()), key=lambda request: request.arrival):
+            parent = None
+            for node in request.path:
+                views.setdefault(node.hash, NodeView(node.hash, parent, node.active, node.waiting, node is tip))
+                parent = node.hash
+        return list(views.values())
 
     # -- waiting requests ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ class Options:
     policy: str = "never_stop"
     """when to stop filling the batch: "never_stop" or "threshold" """
     chunk_size: int = 512
-    """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing"""
+    """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
+    counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
     order: str = "cost"
     """which relative of the batch comes first: "cost" (fewest chunks outside it) or "tip" (least shared prefix lost)"""
     max_loss: int = Threshold.max_loss
@@ -27,7 +28,11 @@ class Options:
     min_batch: int = Threshold.min_batch
     """threshold: a smaller batch is never stopped"""
     straggler_share: float = 0.5
-    """a stopped batch that has drained to this share of its largest size no longer holds the queue; 0 … 1"""
+    """a stopped batch that has drained to this share of its largest size no longer holds the queue; from 0 (hold it to
+    the last request) to 1 (never stop)"""
+    max_wait: float = 10.0
+    """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
+    batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,6 +49,7 @@ class Options:
             ("max_loss_under_load", 0, None),
             ("min_batch", 1, None),
             ("straggler_share", 0, 1),
+            ("max_wait", 0, None),
         ):
             value = getattr(self, name)
             if not (value >= low and (high is None or value <= high)):
@@ -67,4 +73,4 @@ class Options:
         return Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
 
     def make_former(self) -> BatchFormer:
-        return BatchFormer(self.make_policy(), self.order, self.straggler_share)
+        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait)

@@ -7,7 +7,11 @@
 
 die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 
-has_cuda_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+has_cuda_gpu() { [[ "$(nvidia-smi -L 2>/dev/null)" == "GPU "* ]]; }
+
+works() {  # VENV: whether its interpreter runs and its feather is this checkout's (not that of one it was copied from)
+  [ "$(cd / && "$1/bin/python" -c 'import feather; print(feather.__path__[0])' 2>/dev/null)" = "$PWD/feather" ]
+}
 
 supported_python() {  # prints the first interpreter of a supported version that can make an environment
   local candidate
@@ -24,17 +28,21 @@ supported_python() {  # prints the first interpreter of a supported version that
       "install one, or name it: PYTHON=/path/to/python3.11 $0"
 }
 
+# Without dependencies throughout: the locks are complete, and what they leave out on purpose must not come along.
+pip_install() { local venv=$1; shift; "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@" >>"$venv/install.log" 2>&1; }
+
+install_failed() { tail -n 15 "$1/install.log" >&2; die "installing $2 failed: see the lines above and $1/install.log; the same command starts over"; }
+
 install_torch_cpu() {
   # PyPI's torch is a CUDA build. Ask the configured indexes for the CPU build first, and PyTorch's own only if they
   # lack it: an extra index that cannot be reached costs minutes of retries.
-  local pip=("$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps) log=$1/torch.log
-  "${pip[@]}" -r requirements/cpu-torch.txt >"$log" 2>&1 \
-    || "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu -r requirements/cpu-torch.txt >>"$log" 2>&1 \
-    || { cat "$log" >&2; die "the CPU build of torch was found in no index; see the lines above"; }
+  pip_install "$1" -r requirements/cpu-torch.txt \
+    || pip_install "$1" --index-url https://download.pytorch.org/whl/cpu -r requirements/cpu-torch.txt \
+    || install_failed "$1" "the CPU build of torch"
 }
 
 make_environment() {
-  local flavour=$1 venv=.venv locks want python
+  local flavour=$1 venv=.venv lock want python
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "vLLM's wheels are for Linux on x86_64; this is $(uname -s) on $(uname -m)"
   if [ "$flavour" != cpu ]; then
     if has_cuda_gpu; then flavour=gpu
@@ -46,20 +54,21 @@ make_environment() {
   exec 9>"$venv.lock"
   flock -n 9 || { echo "waiting for another command that is making $venv ..." >&2; flock 9; }
 
-  if [ "$flavour" = cpu ]; then locks=(requirements/cpu-torch.txt requirements/cpu.txt); else locks=(requirements/gpu.txt); fi
-  want=$flavour-$(cat "${locks[@]}" pyproject.toml | sha256sum | cut -c1-16)
-  if [ "$(cat "$venv/complete" 2>/dev/null)" != "$want" ] || ! "$PYTHON_VENV" -c 'import feather' 2>/dev/null; then
+  lock=requirements/$flavour.txt
+  want=$flavour-$(cat requirements/cpu-torch.txt "$lock" requirements/peers.txt pyproject.toml | sha256sum | cut -c1-16)
+  if [ "$(cat "$venv/complete" 2>/dev/null)" != "$want" ] || ! works "$PWD/$venv"; then
     python=$(supported_python) || exit 2
     # Without the stamp an earlier attempt was interrupted, and what it left cannot be trusted.
     [ -f "$venv/complete" ] && "$PYTHON_VENV" -c '' 2>/dev/null || rm -rf "$venv"
     rm -f "$venv/complete"
-    echo "making the $flavour environment in $venv ($("$python" --version), $(wc -l <"${locks[-1]}") packages; minutes the first time) ..." >&2
+    echo "making the $flavour environment in $venv ($("$python" --version), $(wc -l <"$lock") packages; minutes the first time) ..." >&2
     [ -x "$PYTHON_VENV" ] || "$python" -m venv "$venv" || die "$python cannot make a virtual environment in $PWD/$venv"
+    : >"$venv/install.log"
     [ "$flavour" = gpu ] || install_torch_cpu "$venv"
-    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check --no-deps -r "${locks[-1]}" \
-      || die "installing ${locks[-1]} failed; see pip's lines above. Run the command again to start over"
-    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . \
-      || die "installing feather itself failed; see pip's lines above"
+    pip_install "$venv" -r "$lock" || install_failed "$venv" "$lock"
+    pip_install "$venv" --no-build-isolation --editable . || install_failed "$venv" "feather itself"
+    # Only one notebook wants it, and says so where it is missing.
+    pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): 05_detection_overhead goes without" >&2
     echo "$want" >"$venv/complete"
   fi
   flock -u 9

@@ -1,12 +1,19 @@
 """The tree against a brute-force model that keeps whole paths and recomputes everything from the definitions."""
 
+import gc
+import random
+
+import psutil
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from feather import cht
 from feather.cht import ORDERS, Candidate, ChunkedHashTree
-from feather.hashing import hash_tokens
+from feather.hashing import hash_blocks, hash_tokens
+
+SLACK = cht._SLACK
 
 
 class BruteForce:
@@ -68,6 +75,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @initialize(order=st.sampled_from(ORDERS))
     def start(self, order):
+        cht._SLACK = 0  # so that compaction happens at these sizes too
         self.tree, self.model, self.ids = ChunkedHashTree(order), BruteForce(order), 0
 
     @rule(prompt=prompts())
@@ -76,6 +84,9 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.insert(self.ids, path)
         self.model.insert(self.ids, path)
         self.ids += 1
+
+    def teardown(self):
+        cht._SLACK = SLACK
 
     @precondition(lambda self: self.model.waiting)
     @rule()
@@ -121,15 +132,16 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_and_sizes_hold(self):
-        tree, slack = self.tree, 16
+        tree = self.tree
         everyone = [path for _, path in (*self.model.waiting.values(), *self.model.active.values())]
         assert tree._nodes.keys() == {hash_ for path in everyone for hash_ in path}
         for node in tree._nodes.values():
             assert node.active == sum(node.hash in path for _, path in self.model.active.values())
             assert node.waiting == sum(node.hash in path for _, path in self.model.waiting.values())
-            assert len(node.heap) <= 2 * node.waiting + slack + 1
+            assert len(node.heap) <= 2 * node.waiting + 1
         assert tree._working_set == sum(node.active > 0 for node in tree._nodes.values())
-        assert len(tree._by_arrival) <= 2 * len(tree.waiting) + slack + 1
+        assert len(tree._by_arrival) <= 2 * len(tree.waiting) + 1
+        assert len(tree._frontier) <= 2 * len(tree._nodes) + 1
 
 
 TestTree = TreeMachine.TestCase
@@ -176,6 +188,73 @@ def test_the_tip_moves_up_with_a_stranger_and_down_again_without_it():
     tree.finish("one")
     tree.finish("three")
     assert tree.tip_depth == 0 and not tree._nodes
+
+
+def test_the_nodes_can_be_looked_at():
+    tree = make(one="ab", two="ac", none="")
+    tree.add_to_batch("two")
+    assert tree.nodes() == [("a", None, 1, 1, False), ("b", "a", 0, 1, False), ("c", "a", 1, 0, True)]
+    tree.add_to_batch("one")
+    assert [view.hash for view in tree.nodes() if view.tip] == ["a"]
+
+
+def test_a_million_operations_leave_the_memory_where_it_was():
+    """Random operations on a bounded population; whatever grew with their number would show."""
+    rng = random.Random(0)
+    paths = [[(group, depth) for depth in range(4)] + [(group, "end", tail)] for group in range(5) for tail in range(20)]
+    tree, waiting, active, new = ChunkedHashTree("tip"), [], [], 0
+    resident = {}
+    for number in range(1_000_001):
+        if number in (200_000, 1_000_000):
+            gc.collect()
+            resident[number] = psutil.Process().memory_info().rss
+        choice = rng.random()
+        if len(waiting) + len(active) < 100 and choice < 0.5 or not waiting + active:
+            tree.insert(new, rng.choice(paths))
+            waiting.append(new)
+            new += 1
+        elif waiting and (choice < 0.7 or not active):
+            id_ = tree.find_best().request_id if choice < 0.65 else rng.choice(waiting)
+            waiting.remove(id_)
+            if choice < 0.55:
+                tree.remove(id_)
+            else:
+                tree.add_to_batch(id_)
+                active.append(id_)
+        else:
+            id_ = active.pop(rng.randrange(len(active)))
+            if choice < 0.8:
+                tree.preempt(id_)
+                waiting.append(id_)
+            else:
+                tree.finish(id_)
+    assert resident[1_000_000] - resident[200_000] < 2**20
+    assert len(tree._nodes) <= 5 * 24 and len(tree._frontier) <= 2 * len(tree._nodes) + 17
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 50, 512, 4096])
+def test_decisions_are_the_same_whichever_hashes_the_paths_are_made_of(chunk):
+    """Token hashes and an engine's block hashes differ as values; the tree must not notice."""
+    rng = random.Random(chunk)
+    stems = [[rng.randrange(99) for _ in range(9000)] for _ in range(3)]
+    prompts = [rng.choice(stems)[: rng.randrange(9000)] + [rng.randrange(99) for _ in range(30)] for _ in range(24)]
+    block = 16 if chunk % 16 == 0 else 1
+    sources = (
+        lambda tokens: hash_tokens(tokens, chunk),
+        lambda tokens: hash_blocks([b"%d" % hash_ for hash_ in hash_tokens(tokens, block, [(0, b"other")])], block, chunk),
+    )
+    found = []
+    for path_of in sources:
+        tree, seen = ChunkedHashTree(), []
+        for number, prompt in enumerate(prompts):
+            tree.insert(number, path_of(prompt))
+        while (best := tree.find_best()) is not None:
+            seen.append(best)
+            tree.add_to_batch(best.request_id)
+            if len(tree.active) > 8:
+                tree.finish(min(tree.active))
+        found.append(seen)
+    assert found[0] == found[1] and len(found[0]) == len(prompts)
 
 
 def test_unknown_and_duplicate_ids_are_refused_and_change_nothing():

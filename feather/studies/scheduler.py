@@ -3,23 +3,25 @@
 One engine serves all arms of a comparison, so they share its weights, its KV cache and the place of both in memory.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.request_queue import RequestQueue
 
 from feather.options import Options
-from feather.vllm.baselines import OracleQueue, group_of
+from feather.vllm.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
 from feather.vllm.scheduler import FeatherScheduler
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to schedule: "fcfs" (vLLM's own queue), "oracle" (group ids given) or "feather"."""
+    """One way to schedule: a kind of waiting queue and its options."""
 
     name: str
     kind: str
+    """"fcfs" (vLLM's own queue), "oracle" (group ids given), "radix", "block table" or "feather" """
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -27,19 +29,17 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("FCFS", "fcfs"),
-        Arm("Feather (threshold)", "feather", {"policy": "threshold"}),
+        # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
+        Arm("Feather (threshold)", "feather", {"policy": "threshold", "chunk_size": 64}),
         Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
         Arm("oracle (stop)", "oracle", {"stop": True}),
         Arm("oracle (order)", "oracle", {"stop": False}),
+        Arm("LPM", "radix", {"policy": "lpm"}),
+        Arm("DFS-weight", "radix", {"policy": "dfs-weight"}),
+        Arm("block table", "block table"),
     )
 }
-
-
-class _ArrivalQueue(FCFSRequestQueue):
-    """vLLM's own queue as it is, with the one call more that the others need."""
-
-    def reconcile(self) -> None:
-        pass
+MAIN_ARMS = tuple(name for name, arm in ARMS.items() if arm.kind in ("fcfs", "feather", "oracle"))
 
 
 @dataclass
@@ -50,32 +50,73 @@ class Step:
     """request id → prefix group, of every request in the step"""
     decode_rows: int
     prefill_tokens: int
+    queue_seconds: float
+    """time spent inside the waiting queue since the step before: arrivals, ordering, decisions"""
+
+
+def _clocked(name: str):
+    def method(self, *arguments):
+        start = time.perf_counter()
+        try:
+            return getattr(self.queue, name)(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    return method
+
+
+class _ClockedQueue(RequestQueue):
+    """Adds up the time that vLLM's scheduler spends inside its waiting queue."""
+
+    def __init__(self, queue: RequestQueue):
+        self.queue = queue
+        self.seconds = 0.0
+
+    add_request = _clocked("add_request")
+    pop_request = _clocked("pop_request")
+    peek_request = _clocked("peek_request")
+    prepend_request = _clocked("prepend_request")
+    prepend_requests = _clocked("prepend_requests")
+    remove_request = _clocked("remove_request")
+    remove_requests = _clocked("remove_requests")
+    reconcile = _clocked("reconcile")
+    __bool__ = _clocked("__bool__")
+    __len__ = _clocked("__len__")
+    __iter__ = _clocked("__iter__")
 
 
 class StudyScheduler(FeatherScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.steps: list[Step] = []
+        self.warmed: list[list[int]] = []  # prompts that a study has put into the prefix cache
+        self.use(ARMS["FCFS"])
 
     def use(self, arm: Arm) -> None:
         """Exchange the waiting queue. Raises RuntimeError while a request is unfinished."""
-        if self.has_unfinished_requests():
+        if self.requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
+        self.waiting = _ClockedQueue(self._make_queue(arm))
+        self.steps: list[Step] = []
+
+    def _make_queue(self, arm: Arm) -> RequestQueue:
         if arm.kind == "fcfs":
-            self.waiting = _ArrivalQueue()
-        elif arm.kind == "oracle":
-            self.waiting = OracleQueue(running=lambda: self.running, **arm.options)
-        else:
-            self.waiting = self.make_feather_queue(Options.from_mapping(arm.options))
-        self.steps = []
+            return ArrivalQueue()
+        if arm.kind == "oracle":
+            return OracleQueue(running=lambda: self.running, **arm.options)
+        if arm.kind == "radix":
+            capacity = self.cache_config.num_gpu_blocks * self.block_size
+            return RadixQueue(capacity=capacity, running=lambda: self.running, cached=self.warmed, **arm.options)
+        if arm.kind == "block table":
+            return BlockTableQueue(self.kv_cache_manager, running=lambda: self.running)
+        return self.make_feather_queue(Options.from_mapping(arm.options))
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
-        prefilling = {request.request_id for request in self.running if request.num_output_tokens == 0}
-        known = {request.request_id for request in self.running}
+        decoding = {request.request_id for request in self.running if request.num_output_tokens > 0}
         output = super().schedule(*args, **kwargs)
         tokens = output.num_scheduled_tokens
         if tokens:
-            prefill = {id_: n for id_, n in tokens.items() if id_ in prefilling or id_ not in known}
+            prefill = [count for id_, count in tokens.items() if id_ not in decoding]
             groups = {id_: group_of(self.requests[id_]) for id_ in tokens}
-            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill.values())))
+            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds))
+            self.waiting.seconds = 0.0
         return output

@@ -7,7 +7,7 @@ take it (pop). A queue that reports itself empty therefore *stops the batch*, wh
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from vllm.v1.core.sched.request_queue import RequestQueue
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from feather.former import BatchFormer
 
@@ -35,19 +35,24 @@ class FeatherQueue(RequestQueue):
         self._running = running
         self._requests: dict[str, Request] = {}
         self._popped: Request | None = None  # taken out; admitted or deferred, we shall see
-        self._deferred: dict[str, int] = {}  # popped without being admitted: arrival numbers, in case they come back
+        self._deferred: dict[str, tuple[Request, int]] = {}  # popped without being admitted, with their arrival numbers
+        self._paths: dict[str, Sequence[Hashable]] = {}  # of all that wait, run or are deferred; a prompt is hashed once
 
     def reconcile(self) -> None:
         """Bring the former in line with what really runs. Called before each scheduling step."""
         self._settle()
-        self._deferred.clear()
         running = {request.request_id: request for request in self._running()}
         believed = self.former.running
         for request_id in believed - running.keys():
             self.former.finish(request_id)
+            del self._paths[request_id]
         for request_id in running.keys() - believed:  # admitted past this queue, from kv_holding_waiting
-            self.former.wait(request_id, self._path_of(running[request_id]))
+            self._wait(running[request_id])
             self.former.start(request_id)
+        for request, _ in list(self._deferred.values()):
+            if request.is_finished():
+                del self._deferred[request.request_id], self._paths[request.request_id]
+        self.former.new_step()
 
     # -- the admission loop ----------------------------------------------------------------------------------------
 
@@ -85,7 +90,7 @@ class FeatherQueue(RequestQueue):
         if running and running[-1] is request:
             self.former.start(request.request_id)
         else:
-            self._deferred[request.request_id] = self.former.cancel(request.request_id)
+            self._deferred[request.request_id] = request, self.former.cancel(request.request_id)
 
     # -- requests that come and go ---------------------------------------------------------------------------------
 
@@ -93,13 +98,25 @@ class FeatherQueue(RequestQueue):
         self._settle()
         request_id = request.request_id
         if request_id in self.former.running:
-            self.former.preempt(request_id, self._path_of(request))
-        else:
-            self.former.wait(request_id, self._path_of(request), self._deferred.pop(request_id, None))
+            if request.status == RequestStatus.PREEMPTED:
+                self.former.preempt(request_id, self._paths[request_id])
+                self._requests[request_id] = request
+                return
+            # Another request under the id of one that has finished since the last step.
+            self.former.finish(request_id)
+            del self._paths[request_id]
+        self._wait(request)
         self._requests[request_id] = request
 
+    def _wait(self, request: Request) -> None:
+        request_id = request.request_id
+        _, arrival = self._deferred.pop(request_id, (None, None))
+        if request_id not in self._paths:
+            self._paths[request_id] = self._path_of(request)
+        self.former.wait(request_id, self._paths[request_id], arrival)
+
     def prepend_request(self, request: Request) -> None:
-        # A preempted or deferred request keeps its place by arrival: that is the front of the queue.
+        # A preempted or deferred request keeps its place by arrival.
         self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
@@ -108,7 +125,7 @@ class FeatherQueue(RequestQueue):
 
     def remove_request(self, request: Request) -> None:
         self._settle()
-        del self._requests[request.request_id]
+        del self._requests[request.request_id], self._paths[request.request_id]
         self.former.cancel(request.request_id)
 
     def remove_requests(self, requests: Iterable[Request]) -> None:

@@ -24,6 +24,12 @@ class FeatherScheduler(AsyncScheduler):
                 f"FeatherScheduler orders requests by their prefixes: scheduling_policy={self.policy.value!r} cannot be "
                 "combined with it yet; leave the option at 'fcfs'"
             )
+        if self.vllm_config.max_concurrent_batches > 1 and not self.scheduler_config.async_scheduling:
+            # AsyncScheduler counts on it: without, a request would be scheduled on before its last token is known.
+            raise ValueError(
+                "FeatherScheduler with several batches in flight (pipeline parallelism) needs async scheduling, which "
+                "is off here: leave out --no-async-scheduling, or use one pipeline stage"
+            )
         self.options = Options.from_mapping(self.vllm_config.additional_config.get("feather", {}))
         self.waiting = self.make_feather_queue(self.options)
 

@@ -1,0 +1,72 @@
+"""The baselines: the radix tree against brute force, its queue policies against SGLang's own code."""
+
+import os.path
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from feather.studies import detection
+from feather.studies.sglang_peer import Peer
+from feather.vllm.baselines import RadixQueue
+from feather.vllm.radix import RadixTree
+
+
+def random_prompts(rng, count):
+    """Prefixes of each other, equal prompts, early and late divergence."""
+    stems = [[rng.randrange(3) for _ in range(rng.randrange(60))] for _ in range(4)]
+    return [rng.choice(stems)[: rng.randrange(1, 60)] + [rng.randrange(3) for _ in range(rng.randrange(1, 40))] for _ in range(count)]
+
+
+def test_the_radix_tree_matches_what_brute_force_matches():
+    rng = random.Random(0)
+    for _ in range(100):
+        tree, inserted = RadixTree(capacity=10**9), []
+        for prompt in random_prompts(rng, 20):
+            expected = max((len(os.path.commonprefix([prompt, other])) for other in inserted), default=0)
+            depth, node = tree.match(prompt)
+            assert depth == expected
+            path = []
+            while node is not tree.root:
+                path, node = node.tokens + path, node.parent
+            assert path == prompt[:depth]
+            tree.insert(prompt)
+            inserted.append(prompt)
+        assert tree.size == len({tuple(prompt[:end]) for prompt in inserted for end in range(1, len(prompt) + 1)})
+
+
+def test_a_full_radix_tree_drops_what_was_used_longest_ago():
+    tree = RadixTree(capacity=100)
+    tree.insert([1] * 60)
+    tree.insert([2] * 30)
+    tree.match([1] * 60)
+    tree.insert([3] * 40)
+    assert tree.match([2] * 30)[0] == 0 and tree.match([1] * 60)[0] == 60 and tree.match([3] * 40)[0] == 40
+    assert tree.size == 100
+
+
+@pytest.mark.parametrize("policy", ["lpm", "dfs-weight"])
+@pytest.mark.parametrize("count", [40, 140])
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_the_queue_orders_as_sglang_does(policy, count, cut_off):
+    rng = random.Random(count)
+    for _ in range(20):
+        prompts = random_prompts(rng, 10 + count)
+        running = [SimpleNamespace(request_id=f"r{i}", prompt_token_ids=prompt) for i, prompt in enumerate(prompts[:10])]
+        waiting = [SimpleNamespace(request_id=f"w{i}", prompt_token_ids=prompt) for i, prompt in enumerate(prompts[10:])]
+        peer = Peer(policy, cut_off)
+        queue = RadixQueue(policy, 10**9, lambda: running[5:], prompts[:5], 128 if cut_off else None)
+        for request in running:
+            peer.cached(request.prompt_token_ids)
+        for request in waiting:
+            peer.arrive(request.request_id, request.prompt_token_ids)
+        peer.schedule()
+        assert [request.request_id for request in queue.order(waiting)] == [request.rid for request in peer.waiting]
+
+
+def test_detection_measures_every_policy_at_every_point():
+    table = detection.sweep([100, 200], [10, 20], steps=2)
+    points = {(row.prompt_tokens, row.waiting) for row in table.itertuples()}
+    assert points == {(100, 20), (200, 20), (200, 10)}
+    assert (table.groupby(["policy", "prompt_tokens", "waiting"]).size() == 2).all() and (table["ms"] > 0).all()
+    assert len(table["policy"].unique()) == 4
