@@ -3,6 +3,7 @@
 #                                  [--out DIR] [--resume] [--list]
 # Makes the environment first where it is missing. README.md and artifact.md say what comes out.
 set -euo pipefail
+export FEATHER_TYPED_IN=$PWD
 cd "$(dirname "$0")"
 . requirements/environment.sh
 

@@ -15,7 +15,7 @@ def main(out: Path) -> None:
     from feather.studies.study import Study
     from feather.studies.workloads import even_sizes, grouped, make_prefixes, unshared
 
-    engine = Engine("cpu", max_batch=8, kv_gib=1.0)
+    engine = Engine("cpu", max_batch=8, kv_gib=1)
     prefixes = make_prefixes(4, 1024)
     engine.warm(prefixes)
     found = {}

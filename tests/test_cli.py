@@ -27,7 +27,8 @@ def notebooks(tmp_path, monkeypatch):
     """Notebooks of one cell each in place of the real ones: returns a function name → cell that makes them."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    (folder / "profiles.toml").write_text("[01_one.cpu.smoke]\nexpected_seconds = 2\n")
+    names = ("01_one", "02_two", "03_three")
+    (folder / "profiles.toml").write_text("".join(f"[{name}.cpu.smoke]\nexpected_seconds = 2\n" for name in names))
     monkeypatch.setattr(plan, "NOTEBOOKS", folder)
 
     def make(**cells):
@@ -62,8 +63,8 @@ NO_GPU = machine.cuda_gpu() is None
         (["--only", "03_end_to_edn"], "no such notebook; did you mean '03_end_to_end'?"),
         (["--only", ","], "--only names no notebook"),
         (["--out", "/proc/nothing"], "--out /proc/nothing: /proc cannot be written"),
-        (["--out", "README.md"], "README.md is not a folder; choose another"),
-        (["--out", "feather"], "feather: the folder is not empty and was not made by run_all.sh"),
+        (["--out", str(ROOT / "README.md")], "README.md is not a folder; choose another"),
+        (["--out", str(ROOT / "feather")], "feather: the folder is not empty and was not made by run_all.sh"),
         (["--profil", "smoke"], "unrecognized arguments: --profil smoke"),
     ],
 )
@@ -123,6 +124,40 @@ def test_one_failing_notebook_does_not_stop_the_others_and_resume_repeats_only_i
     assert (out / "ran").read_text() == "01030201", "a changed notebook runs again"
 
 
+def test_a_resumed_run_that_is_interrupted_keeps_what_it_had_not_begun_to_replace(notebooks, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    folder = notebooks(one01=GOOD, two02=GOOD)
+    command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    assert cli.main(command) == 0
+    for name in ("01_one", "02_two"):
+        book = folder / f"{name}.ipynb"
+        book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("papermill.execute_notebook", interrupted)
+    assert cli.main([*command, "--resume"]) == 130
+    assert not (out / "state" / "01_one.json").exists() and (out / "state" / "02_two.json").exists()
+
+
+def test_a_record_that_was_cut_short_is_run_again(notebooks, tmp_path):
+    out = tmp_path / "out"
+    notebooks(one01=GOOD)
+    command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    assert cli.main(command) == 0
+    (out / "state" / "01_one.json").write_text('{"name": "01')
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "0101"
+
+
+def test_a_relative_folder_is_meant_from_where_the_command_was_typed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").touch()
+    command = [str(ROOT / "run_all.sh"), "--profile", "smoke", "--out", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2 and f"--out {tmp_path}/mine: the folder is not empty and was not made" in done.stderr
+
+
 def test_a_folder_of_results_is_written_again_and_other_files_in_it_are_kept(notebooks, tmp_path):
     out = tmp_path / "out"
     notebooks(one01=GOOD)
@@ -174,5 +209,6 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
                 assert profile in plan.PROFILES
                 unknown = parameters.keys() - {"expected_seconds"} - namespace.keys()
                 assert not unknown, f"{name}.{backend}.{profile} sets {unknown}"
-        assert set(profiles[name]["cpu"]) == set(plan.PROFILES)
+        for backend in ("cpu", "gpu"):
+            assert set(profiles[name][backend]) == set(plan.PROFILES), f"{name}.{backend}"
         assert all(not cell.get("outputs") for cell in book["cells"]), f"{name} was committed with its outputs"

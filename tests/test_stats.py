@@ -25,7 +25,7 @@ def test_a_ratio_is_paired_and_its_interval_covers_the_truth():
     [
         ("M1", 1.6, 1.9, "cpu", "reproduced"),
         ("M1", 1.5, 1.9, "cpu", "reproduced in direction"),
-        ("M1", 0.99, 1.9, "cpu", "not reproduced"),
+        ("M1", 1.01, 1.9, "cpu", "not reproduced"),
         ("M1", 1.9, 2.0, "sim", "modelled only"),
         ("E10", 0.98, 1.0, "cpu", "reproduced"),
         ("E10", 0.9, 1.0, "cpu", "reproduced in direction"),
@@ -36,9 +36,16 @@ def test_verdicts_go_by_the_interval(claim, low, median, backend, expected):
     assert verdict(claim, Ratio(median, low, median + 0.1, 5), backend) == expected
 
 
-def test_a_claim_about_a_shape_has_no_ratio():
-    with pytest.raises(ValueError, match="not about a ratio"):
-        verdict("M3", Ratio(1, 1, 1, 5), "cpu")
+def test_a_claim_of_parts_needs_them_all():
+    flat = Ratio(1, 1, 1, 5)
+    with pytest.raises(ValueError, match="name the parts"):
+        verdict("E9", flat, "cpu")
+    assert verdict("E9", flat, "cpu", {"one": True, "two": True}) == "reproduced"
+    assert verdict("E9", flat, "cpu", {"one": True, "two": False}) == "reproduced in direction"
+    assert verdict("E9", flat, "cpu", {"one": False}) == "not reproduced"
+    assert verdict("E5", Ratio(2000, 1500, 3000, 5), "cpu", {"share": False}) == "reproduced in direction"
+    assert verdict("M7", Ratio(0.7, 0.6, 0.8, 5), "cpu") == "reproduced"
+    assert verdict("M7", Ratio(0.03, 0.02, 0.04, 5), "cpu") == "not reproduced"
 
 
 def test_compare_pairs_by_repeat_and_refuses_an_ambiguous_choice():

@@ -31,7 +31,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the notebooks and how long they take, and run nothing")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    options.out = options.out.absolute()
+    # run_all.sh changes into the repository; a relative folder is meant from where the command was typed.
+    options.out = Path(os.environ.get("FEATHER_TYPED_IN", ".")).absolute() / options.out
     return options
 
 
@@ -71,7 +72,7 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     if options.resume:
         done = {job.name: outcome for job in jobs if (outcome := load_outcome(job, out, device)) is not None}
     todo = [job for job in jobs if job.name not in done]
-    plan.prepare_out(out, todo)
+    plan.prepare_out(out)
     for name in done:
         print(f"{name}: already ran with these parameters and this code", flush=True)
 
@@ -94,8 +95,10 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
             failed.append(outcome)
             print(f"{label}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True)
 
-    write_report(out, options.profile, backend)
+    write_report(out, backend)
     print_claims(out)
+    if options.profile == "smoke":
+        print("smoke sizes: this shows that everything works; the numbers and verdicts mean nothing")
     print(f"\n{shown(out / 'report.html')} has the figures; all files are in {shown(out)}")
     if interrupted:
         print("run_all.sh: interrupted; what had finished is kept: the same command with --resume goes on", file=sys.stderr)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from feather.artifact.plan import NOTEBOOKS, Job
+from feather.artifact.plan import Job
+from feather.studies import machine, replace
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Outcome:
     seconds: float
     error: str
     executed: Path
+    profile: str
+    revision: str
 
 
 def load_outcome(job: Job, out: Path, device: str) -> Outcome | None:
@@ -30,21 +33,25 @@ def load_outcome(job: Job, out: Path, device: str) -> Outcome | None:
         outcome = Outcome(**{**kept, "executed": Path(kept["executed"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return outcome if not outcome.error and outcome.fingerprint == job.fingerprint(device) else None
+    complete = outcome.executed.exists() and all(path.exists() for path in job.figures(out))
+    return outcome if complete and not outcome.error and outcome.fingerprint == job.fingerprint(device) else None
 
 
 def run_notebook(job: Job, out: Path, device: str, label: str, elapsed: float, left: float) -> Outcome:
-    """Execute a notebook into ``out`` and remember how it went. ``elapsed`` and ``left`` are seconds of the whole run,
-    for the progress line. KeyboardInterrupt passes through; every other failure becomes the outcome's error."""
+    """Execute a notebook into ``out``, in place of what an earlier run left, and remember how it went. ``elapsed`` and
+    ``left`` are seconds of the whole run, for the progress line. KeyboardInterrupt passes through; every other failure
+    becomes the outcome's error."""
     import papermill
 
+    job.clear(out)
     executed = out / "notebooks" / f"{job.name}.ipynb"
+    fingerprint = job.fingerprint(device)
     began = time.monotonic()
     error = ""
     with _progress(label, elapsed, left), _stderr_into(out / "state" / f"{job.name}.log"):
         try:
             papermill.execute_notebook(
-                job.source, executed, {**job.parameters, "out": str(out)}, cwd=NOTEBOOKS,
+                job.source, executed, {**job.parameters, "out": str(out)}, cwd=job.source.parent,
                 kernel_name="python3", progress_bar=False, log_output=False,
             )  # fmt: skip
         except papermill.PapermillExecutionError as failure:
@@ -53,8 +60,8 @@ def run_notebook(job: Job, out: Path, device: str, label: str, elapsed: float, l
             error = f"{failure.ename}: {failure.evalue}".splitlines()[0]
         except Exception as failure:  # a kernel that died, a notebook that is no JSON: the others still run
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
-    outcome = Outcome(job.name, job.fingerprint(device), time.monotonic() - began, error, executed)
-    (out / "state" / f"{job.name}.json").write_text(json.dumps(asdict(outcome), default=str))
+    outcome = Outcome(job.name, fingerprint, time.monotonic() - began, error, executed, job.profile, machine.revision())
+    replace(out / "state" / f"{job.name}.json", json.dumps(asdict(outcome), default=str))
     return outcome
 
 

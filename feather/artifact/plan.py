@@ -22,6 +22,7 @@ class Job:
     """One notebook with the parameters of a profile and a backend."""
 
     name: str
+    profile: str
     parameters: dict
     expected_seconds: float
     """on the machine that the profiles were timed on"""
@@ -37,6 +38,21 @@ class Job:
         for path in sorted([*(ROOT / "feather").rglob("*.py"), *(ROOT / "requirements").glob("*.txt")]):
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+    def figures(self, out: Path) -> list[Path]:
+        """The figure files that a run of it has left in ``out``."""
+        try:
+            figures = json.loads((out / "results" / f"{self.name}.json").read_text())["figures"]
+        except (OSError, ValueError, KeyError):
+            return []
+        return [out / "figures" / f"{figure['name']}.{suffix}" for figure in figures for suffix in ("png", "pdf")]
+
+    def clear(self, out: Path) -> None:
+        """Remove what a run of it has left in ``out``."""
+        left = [out / "results" / f"{self.name}.{suffix}" for suffix in ("json", "csv")]
+        left += [out / "notebooks" / f"{self.name}.ipynb", out / "state" / f"{self.name}.json"]
+        for path in [*self.figures(out), *left]:
+            path.unlink(missing_ok=True)
 
 
 def notebook_names() -> list[str]:
@@ -63,13 +79,17 @@ def choose_notebooks(only: str | None) -> list[str]:
 
 def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
     """Jobs with the parameters that ``notebooks/profiles.toml`` gives for the profile and the backend; what it leaves
-    out stands in the notebook's own parameters cell."""
+    out stands in the notebook's own parameters cell. Raises ValueError where it has no such profile of a notebook."""
     profiles = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text())
     jobs = []
     for name in names:
-        chosen = dict(profiles.get(name, {}).get(backend, {}).get(profile, {}))
+        of_backend = profiles.get(name, {}).get(backend, {})
+        if profile not in of_backend:
+            there = ", ".join(of_backend) or "none"
+            raise ValueError(f"{name} has no profile {profile!r} for backend {backend!r} (it has: {there}); choose another, or --only")
+        chosen = dict(of_backend[profile])
         seconds = chosen.pop("expected_seconds", 60)
-        jobs.append(Job(name, {"backend": backend, **chosen}, seconds))
+        jobs.append(Job(name, profile, {"backend": backend, **chosen}, seconds))
     return jobs
 
 
@@ -99,16 +119,7 @@ def check_out(out: Path) -> None:
         raise ValueError(f"--out {out}: the folder is not empty and was not made by run_all.sh; choose another")
 
 
-def prepare_out(out: Path, jobs: list[Job]) -> None:
-    """Make the folders, and clear away what earlier runs of these notebooks left."""
+def prepare_out(out: Path) -> None:
     for folder in ("notebooks", "figures", "results", "state"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / OUT_MARKER).touch()
-    for job in jobs:
-        story = out / "results" / f"{job.name}.json"
-        if story.exists():
-            for figure in json.loads(story.read_text())["figures"]:
-                for suffix in ("png", "pdf"):
-                    (out / "figures" / f"{figure['name']}.{suffix}").unlink(missing_ok=True)
-        for path in (story, story.with_suffix(".csv"), out / "notebooks" / f"{job.name}.ipynb", out / "state" / f"{job.name}.json"):
-            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
-Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``. Refuses a run of another profile
+Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``, the tables in README.md and
+artifact.md are written anew. Refuses a run of another profile
 than "default" or "full", with a failed notebook, or from a changed checkout: what is kept must be what anyone can rerun.
 """
 
@@ -13,19 +14,16 @@ from pathlib import Path
 import pandas as pd
 
 from feather.artifact.plan import ROOT
-from feather.studies import machine
 
 
 def publish(out: Path) -> Path:
-    states = [json.loads(path.read_text()) for path in sorted((out / "state").glob("*.json"))]
-    failed = [state["name"] for state in states if state["error"]]
-    results = pd.read_csv(out / "results.csv")
     run = json.loads((out / "run.json").read_text())
-    changed = sorted(revision for revision in results["revision"].unique() if revision.endswith("+"))
-    if run["profile"] == "smoke":
-        raise ValueError(f"{out} is a smoke run: its sizes are for testing; run the default profile")
-    if failed or changed:
-        raise ValueError(f"{out}: failed notebooks {failed or 'none'}, revisions with local changes {changed or 'none'}")
+    if run["profiles"] not in (["default"], ["full"]):
+        raise ValueError(f"{out} has notebooks of the profiles {run['profiles']}: run them all with default, or all with full")
+    if run["failed"]:
+        raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
+    if len(run["revisions"]) != 1 or run["revisions"][0].endswith("+"):
+        raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision, without local changes")
     device = re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
     target = ROOT / "data" / "recorded" / device
     target.mkdir(parents=True, exist_ok=True)
@@ -34,8 +32,33 @@ def publish(out: Path) -> Path:
     (ROOT / "figures").mkdir(exist_ok=True)
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, ROOT / "figures" / figure.name)
-    (target / "machine.json").write_text(json.dumps(machine.describe(), indent=1) + "\n")
+    claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
+    for page in ("README.md", "artifact.md"):
+        fill(ROOT / page, {"claims": claims_table(claims), "times": times_table(run["seconds"])})
     return target
+
+
+def claims_table(claims: pd.DataFrame) -> str:
+    lines = ["| claim | what the paper says | paper | here | verdict |", "|---|---|---|---|---|"]
+    for row in claims[claims["verdict"] != "not run here"].itertuples():
+        here = f"{float(row.ours):.2f} {row.unit} [{float(row.low):.2f}, {float(row.high):.2f}]"
+        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {here} | {row.verdict} |")
+    idle = claims[claims["verdict"] == "not run here"]["claim"]
+    return "\n".join([*lines, "", f"Not run here: {', '.join(idle)}." if len(idle) else ""]).strip()
+
+
+def times_table(seconds: dict[str, int]) -> str:
+    rows = [f"| `{name}` | {taken // 60}:{taken % 60:02d} |" for name, taken in seconds.items()]
+    total = sum(seconds.values())
+    return "\n".join(["| notebook | min |", "|---|---|", *rows, f"| all | {total // 60}:{total % 60:02d} |"])
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, for each name that the page has."""
+    text = page.read_text()
+    for name, table in tables.items():
+        text = re.sub(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
+    page.write_text(text)
 
 
 if __name__ == "__main__":

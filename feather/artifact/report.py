@@ -3,37 +3,52 @@
 import base64
 import csv
 import json
-import os
 import time
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from feather.artifact.plan import notebook_names
-from feather.studies import machine
+from feather.artifact import plan
+from feather.studies import machine, replace
 from feather.studies.claims import CLAIMS
+from feather.studies.study import COLUMNS
 
-CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backend", "device", "verdict", "reason", "study"]
+CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backend", "device", "verdict", "reason", "study",
+                 "profile", "revision"]  # fmt: skip
 
 
-def write_report(out: Path, profile: str, backend: str) -> None:
+def write_report(out: Path, backend: str) -> None:
     """Write results.csv, claims.csv, report.html and run.json (what ran, where, for how long) from ``out/results`` and
-    ``out/state``; each appears whole or not at all."""
-    stories = {path.stem: json.loads(path.read_text()) for path in sorted((out / "results").glob("*.json"))}
-    tables = [pd.read_csv(path) for path in sorted((out / "results").glob("*.csv"))]
-    results = pd.concat([table for table in tables if len(table)], ignore_index=True) if tables else pd.DataFrame()
-    _replace(out / "results.csv", results.to_csv(index=False))
-    claims = claim_rows(stories, backend)
-    _replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).to_csv(index=False))
-    states = [json.loads(path.read_text()) for path in sorted((out / "state").glob("*.json"))]
-    run = {"profile": profile, "backend": backend, "device": machine.device(backend), "engine": machine.engine_version(),
-           "seconds": {state["name"]: round(state["seconds"]) for state in states}}  # fmt: skip
-    _replace(out / "run.json", json.dumps(run, indent=1) + "\n")
-    _replace(out / "report.html", render(out, stories, claims, len(results), profile, backend))
+    ``out/state``; each appears whole or not at all. A notebook that left no whole record, since it was killed, say, is
+    left out."""
+    states, stories, tables = {}, {}, []
+    for path in sorted((out / "state").glob("*.json")):
+        states[path.stem] = json.loads(path.read_text())
+        try:
+            stories[path.stem] = json.loads((out / "results" / path.name).read_text())
+            tables.append(pd.read_csv(out / "results" / f"{path.stem}.csv"))
+        except FileNotFoundError:  # it keeps no rows, like 00, or failed before the first
+            continue
+    tables = [table for table in tables if len(table)]
+    results = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    claims = claim_rows(stories, states, backend)
+    run = {
+        "profiles": sorted({state["profile"] for state in states.values()}),
+        "revisions": sorted({state["revision"] for state in states.values()}),
+        "failed": [name for name, state in states.items() if state["error"]],
+        "backend": backend,
+        "device": machine.device(backend),
+        "seconds": {name: round(state["seconds"]) for name, state in states.items()},
+        "machine": machine.describe(),
+    }
+    replace(out / "results.csv", results.to_csv(index=False))
+    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).to_csv(index=False))
+    replace(out / "run.json", json.dumps(run, indent=1) + "\n")
+    replace(out / "report.html", render(out, stories, states, claims, len(results), run))
 
 
-def claim_rows(stories: dict[str, dict], backend: str) -> list[dict]:
+def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) -> list[dict]:
     """One row for every claim of the paper, in its order: with a verdict of ours, or "not run here" and why."""
     rows = []
     for claim in CLAIMS.values():
@@ -43,7 +58,8 @@ def claim_rows(stories: dict[str, dict], backend: str) -> list[dict]:
             ours = entry["ours"]
             rows.append({**base, "ours": round(ours["median"], 3), "low": round(ours["low"], 3), "high": round(ours["high"], 3),
                          "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
-                         "verdict": entry["verdict"], "reason": entry["reason"], "study": study})  # fmt: skip
+                         "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
+                         "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
         if not found:
             rows.append({**base, "backend": backend, "device": machine.device(backend), "verdict": "not run here",
                          "reason": _why_not_run(claim.id), "study": ""})  # fmt: skip
@@ -51,51 +67,40 @@ def claim_rows(stories: dict[str, dict], backend: str) -> list[dict]:
 
 
 def _why_not_run(claim_id: str) -> str:
-    for name in notebook_names():
+    for name in plan.notebook_names():
         if f'"{claim_id}"' in _code(name):
             return f"./run_all.sh --only {name.split('_')[0]}"
     return "no study of it in this version"
 
 
 def _code(notebook: str) -> str:
-    from feather.artifact.plan import NOTEBOOKS
-
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
+    cells = json.loads((plan.NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def render(out: Path, stories: dict, claims: list[dict], rows: int, profile: str, backend: str) -> str:
+def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int, run: dict) -> str:
     sections = []
-    for path in sorted((out / "state").glob("*.json")):
-        state = json.loads(path.read_text())
-        story = stories.get(path.stem, {"figures": [], "engine": {}})
+    for name, state in states.items():
+        story = stories.get(name, {"figures": [], "engine": {}})
         figures = [
-            {**figure, "data": base64.b64encode((out / "figures" / f"{figure['name']}.png").read_bytes()).decode()}
+            {**figure, "data": base64.b64encode(path.read_bytes()).decode()}
             for figure in story["figures"]
+            if (path := out / "figures" / f"{figure['name']}.png").exists()
         ]
-        sections.append({"name": path.stem, "seconds": state["seconds"], "error": state["error"], "figures": figures,
-                         "engine": story["engine"]})  # fmt: skip
+        sections.append({"name": name, **state, "figures": figures, "engine": story["engine"]})
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
-    return environment.get_template("report.html.j2").render(
-        claims=claims, sections=sections, machine=machine.describe(), rows=rows, profile=profile, backend=backend,
-        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    )  # fmt: skip
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return environment.get_template("report.html.j2").render(claims=claims, sections=sections, rows=rows, run=run, made=made)
 
 
 def print_claims(out: Path) -> None:
     """The claims table on the terminal: what was run first, then the ids of what was not."""
     with (out / "claims.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    print(f"\n{'claim':<6}{'paper':<22}{'here':<26}{'backend':<9}verdict")
+    print(f"\n{'claim':<6}{'paper':<22}{'here':<30}{'backend':<9}verdict")
     for row in rows:
         if row["verdict"] != "not run here":
-            ours = f"{float(row['ours']):.2f}{row['unit']} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
-            print(f"{row['claim']:<6}{row['paper']:<22}{ours:<26}{row['backend']:<9}{row['verdict']}")
+            ours = f"{float(row['ours']):.2f} {row['unit']} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
+            print(f"{row['claim']:<6}{row['paper']:<22}{ours:<30}{row['backend']:<9}{row['verdict']}")
     idle = [row["claim"] for row in rows if row["verdict"] == "not run here"]
     print(f"not run here: {', '.join(idle) or 'none'}")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

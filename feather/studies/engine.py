@@ -29,6 +29,8 @@ class Run:
     """distinct prefix groups in the step"""
     neighbours: np.ndarray
     """share of adjacent rows in the model runner's batch, as the kernel sees it, that are of one group"""
+    queue_seconds: np.ndarray
+    """time inside the waiting queue: arrivals, ordering, decisions"""
     first_token: np.ndarray
     """per request: from arrival to its first token"""
     between_tokens: np.ndarray
@@ -40,6 +42,8 @@ class Run:
         found = {
             "throughput": (self.output_tokens / self.seconds, "tok/s"),
             "wall time": (self.seconds, "s"),
+            "queue time per step": (self.queue_seconds.mean() * 1e3, "ms"),
+            "queue share": (self.queue_seconds.sum() / self.step_seconds.sum(), "share of engine step time"),
             "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
             "time to first token, median": (np.median(self.first_token), "s"),
             "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
@@ -76,8 +80,8 @@ class Engine:
     model: str = "tiny-llama"
     max_batch: int = 32
     max_batched_tokens: int = 8192
-    kv_gib: float = 4.0
-    """cpu only; on a GPU vLLM takes what the weights leave"""
+    kv_gib: int = 4
+    """whole GiB; cpu only: on a GPU vLLM takes what the weights leave"""
     block_size: int | None = None
     """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
     dtype: str = "bfloat16"
@@ -87,10 +91,13 @@ class Engine:
     """gpu only: vLLM's cascade attention where all running requests share a prefix"""
     seed: int = 0
     _runs: int = field(default=0, init=False)
+    _warm: list = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
         shape = MODELS[self.model]
+        if self.kv_gib < 1 or self.kv_gib != int(self.kv_gib):
+            raise ValueError(f"kv_gib={self.kv_gib} must be a whole number of GiB, at least 1")
         if self.backend == "cpu":
             machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
         # Read by vLLM at import: the engine in this process, nothing fetched, and on a GPU the model runner that knows
@@ -98,12 +105,18 @@ class Engine:
         os.environ.update(
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
             VLLM_USE_V2_MODEL_RUNNER="0",
-            VLLM_CPU_KVCACHE_SPACE=str(max(1, round(self.kv_gib))),
+            VLLM_CPU_KVCACHE_SPACE=str(int(self.kv_gib)),
             HF_HUB_OFFLINE="1",
         )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
+        from vllm.platforms import current_platform
 
+        if current_platform.is_cuda() != (self.backend == "gpu"):
+            raise ValueError(
+                f"backend {self.backend!r}: the vLLM in this environment is the build for {current_platform.device_name}; "
+                f"./run_all.sh --backend {self.backend} uses the environment that fits"
+            )
         on_gpu = {"disable_cascade_attn": not self.cascade} if self.backend == "gpu" else {"enforce_eager": True}
         self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
         with tempfile.TemporaryDirectory() as folder:
@@ -125,32 +138,31 @@ class Engine:
         self.scheduler = core.scheduler
         self._row_ids = core.model_executor.driver_worker.worker.model_runner.input_batch
 
-    @property
-    def provenance(self) -> dict[str, str]:
-        return {
-            "backend": self.backend,
-            "device": machine.device(self.backend),
-            "engine": machine.engine_version(),
-            "revision": machine.revision(),
-        }
-
     def warm(self, prefixes: list[list[int]]) -> None:
-        """Put the prefixes into the prefix cache, one request each."""
+        """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on."""
         from feather.studies.scheduler import ARMS
 
+        self._warm = prefixes
         prompts = [Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]
-        self.run(Workload(prompts), ARMS["FCFS"])
+        self._drive(Workload(prompts), ARMS["FCFS"])
+        self.scheduler.warmed = prefixes
 
     def run(self, workload: Workload, arm) -> Run:
-        """Run a workload to its end under an arm (``scheduler.ARMS``). Raises RuntimeError unless every request
-        finishes once with exactly its tokens."""
+        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache as the workload wants it. Raises
+        RuntimeError unless every request finishes once with exactly its tokens."""
+        if not workload.warm:
+            self.llm.reset_prefix_cache()
+            self.scheduler.warmed = []
+        elif self._warm and not self.scheduler.warmed:
+            self.warm(self._warm)
+        return self._drive(workload, arm)
+
+    def _drive(self, workload: Workload, arm) -> Run:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
         self.scheduler.use(arm)
-        if not workload.warm:
-            self.llm.reset_prefix_cache()
         self._runs += 1
         pending = deque(enumerate(workload.prompts))
         produced: dict[str, list[float]] = {}
@@ -205,6 +217,7 @@ class Engine:
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
+            queue_seconds=np.array([step.queue_seconds for step in steps]),
             first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
             between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
         )

@@ -1,7 +1,9 @@
 """The evaluation: a full queue or a stream of arrivals, under every arm, to the end."""
 
+from collections.abc import Sequence
+
 from feather.studies.engine import Engine
-from feather.studies.scheduler import ARMS, Arm
+from feather.studies.scheduler import ARMS, MAIN_ARMS, Arm
 from feather.studies.study import Condition
 from feather.studies.workloads import even_sizes, grouped, unshared
 
@@ -13,7 +15,7 @@ def over_groups(
     requests: int,
     decode_tokens: int | tuple[int, int],
     requests_per_s: float | None = None,
-    arms: list[str] = tuple(ARMS),
+    arms: Sequence[str | Arm] = MAIN_ARMS,
 ) -> list[Condition]:
     """``requests`` over the first ``count`` prefixes, for each ``count`` in ``groups``, under each arm: all there at the
     start, or arriving as a Poisson process. The prefix cache is warm."""
@@ -24,17 +26,35 @@ def over_groups(
             workload = grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, requests_per_s=requests_per_s)
             return engine.run(workload, arm)
 
-        return Condition(arm.name, {"groups": count}, run)
+        parameters = {"groups": count, "requests": requests, "prefix tokens": len(prefixes[0]), "decode tokens": decode_tokens}
+        if requests_per_s:
+            parameters["requests per s"] = round(requests_per_s, 2)
+        return Condition(arm.name, {**parameters, **_told(arm)}, run)
 
-    return [condition(count, ARMS[name]) for count in groups for name in arms]
+    chosen = [arm if isinstance(arm, Arm) else ARMS[arm] for arm in arms]
+    return [condition(count, arm) for count in groups for arm in chosen]
+
+
+def over_chunk_sizes(engine: Engine, prefixes: list, chunk_sizes: list[int], requests: int, decode_tokens: int) -> list[Condition]:
+    """A full queue over all the prefixes under Feather (never stop) with chunks of each size."""
+    arms = [Arm("Feather (never stop)", "feather", {"policy": "never_stop", "chunk_size": size}) for size in chunk_sizes]
+    return over_groups(engine, prefixes, [len(prefixes)], requests, decode_tokens, arms=arms)
 
 
 def without_sharing(engine: Engine, requests: int, prompt_tokens: int, decode_tokens: int) -> list[Condition]:
     """Prompts with nothing in common, on an empty prefix cache, under every arm that needs no group ids."""
 
     def condition(arm: Arm) -> Condition:
+        parameters = {"groups": 0, "requests": requests, "prompt tokens": prompt_tokens, "decode tokens": decode_tokens}
         return Condition(
-            arm.name, {"groups": 0}, lambda seed: engine.run(unshared(requests, prompt_tokens, seed, decode_tokens), arm)
+            arm.name,
+            {**parameters, **_told(arm)},
+            lambda seed: engine.run(unshared(requests, prompt_tokens, seed, decode_tokens), arm),
         )
 
-    return [condition(arm) for arm in ARMS.values() if arm.kind != "oracle"]
+    return [condition(ARMS[name]) for name in MAIN_ARMS if ARMS[name].kind != "oracle"]
+
+
+def _told(arm: Arm) -> dict:
+    """The options of an arm that its name does not say."""
+    return {name: value for name, value in arm.options.items() if name != "policy"}

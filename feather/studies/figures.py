@@ -6,6 +6,9 @@ import seaborn as sns
 
 from feather.studies.stats import ratio
 
+# Every policy keeps its colour and marker in all figures.
+POLICIES = ("FCFS", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table")
+
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
 
@@ -21,6 +24,15 @@ def sign(figure, provenance: dict[str, str]) -> None:
     figure.text(0.01, -0.02, text, fontsize=8, color="0.35", ha="left", va="top")
 
 
+def in_order(policies) -> list[str]:
+    """The policies in the order of ``POLICIES``, others after them."""
+    return sorted(set(policies), key=lambda policy: (POLICIES.index(policy) if policy in POLICIES else len(POLICIES), policy))
+
+
+def colours() -> dict[str, tuple]:
+    return dict(zip(POLICIES, sns.color_palette("colorblind", len(POLICIES))))
+
+
 def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[table["metric"] == metric]
 
@@ -30,6 +42,9 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
     data = of_metric(table, metric)
     ticks = sorted(data[x].unique())
     data = data.assign(**{x: pd.Categorical(data[x].astype(str), [str(tick) for tick in ticks], ordered=True)})
+    if hue == "policy":
+        names = in_order(data["policy"])
+        options = {"hue_order": names, "style_order": names, "palette": colours(), **options}
     figure, axes = plt.subplots()
     sns.lineplot(data, x=x, y="value", hue=hue, style=hue, markers=True, dashes=False,
                  estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)  # fmt: skip
@@ -40,18 +55,33 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
     return figure
 
 
+def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
+    """Medians of ``y`` per policy on logarithmic axes, one panel for each facet: (x, rows chosen, title, label of x)."""
+    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True)
+    for axes, (x, chosen, title, xlabel) in zip(places, facets):
+        data = table[chosen]
+        sns.lineplot(data, x=x, y=y, hue="policy", style="policy", markers=True, dashes=False,
+                     estimator="median", errorbar=("pi", 50), ax=axes, legend=axes is places[-1])  # fmt: skip
+        ticks = sorted(data[x].unique())
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    return figure
+
+
 def ratio_bars(ratios: pd.DataFrame, x: str, title: str, ylabel: str):
     """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
     figure, axes = plt.subplots(figsize=(8.4, 4.2))
-    policies, places = list(ratios["policy"].unique()), list(ratios[x].unique())
+    policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
     width = 0.8 / len(policies)
     for number, policy in enumerate(policies):
         data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
         at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
-        axes.bar(at, data["median"], width, yerr=spread, label=policy, error_kw={"lw": 1})
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), error_kw={"lw": 1})
     axes.axhline(1, color="0.2", lw=1)
-    axes.set_xticks(range(len(places)), [str(place) for place in places])
+    axes.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places])
     axes.set(title=title, ylabel=ylabel)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

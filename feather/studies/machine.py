@@ -38,9 +38,15 @@ def choose_backend(wanted: str = "auto") -> tuple[str, str]:
 
 
 def memory_gib() -> tuple[float, float]:
-    """(total, available) main memory in GiB."""
+    """(total, available) main memory in GiB: the machine's, or the container's where that is less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return tuple(int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    total, available = (int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**30
+    except (OSError, ValueError):  # no limit ("max"), or no control group to tell
+        return total, available
+    return min(total, limit), min(available, limit - used)
 
 
 def check_memory(kv_gib: float, weights_gib: float = 0.0) -> None:
@@ -100,14 +106,21 @@ def engine_version() -> str:
 
 @cache
 def revision() -> str:
-    """The git revision of the checkout, with "+" where it has been changed, or "unknown" outside one."""
+    """The git revision of the checkout, with "+" where the code, the notebooks or the pins have been changed since, or
+    "unknown" outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        status = [*git, "status", "--porcelain", "--", ":/feather", ":/notebooks", ":/requirements"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + ("+" if changed.strip() else "")
+
+
+def provenance(backend: str) -> dict[str, str]:
+    """What every row says of where it comes from."""
+    return {"backend": backend, "device": device(backend), "engine": engine_version(), "revision": revision()}
 
 
 def describe() -> dict[str, str]:

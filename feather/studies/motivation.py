@@ -19,7 +19,8 @@ def divergence(engine: Engine, prefixes: list, batch: int, divergent: list[int],
             sizes = [batch - second, second]
             return engine.run(grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, shuffled=rows == "shuffled"), _FCFS)
 
-        return Condition(_FCFS.name, {"divergent": second, "rows": rows}, run)
+        parameters = {"divergent": second, "rows": rows, "requests": batch, "prefix tokens": len(prefixes[0]), "decode tokens": decode_tokens}
+        return Condition(_FCFS.name, parameters, run)
 
     mixed = [condition(second, rows) for second in divergent if second for rows in ("shuffled", "side by side")]
     return [condition(0, "shuffled"), *mixed]
@@ -38,7 +39,8 @@ def partitions(engine: Engine, prefixes: list, requests: int, batches: list[int]
 
         groups = max(1, len(prefixes) // count)
         shape = f"{count} × {requests // count}"
-        return Condition(_FCFS.name, {"batches": shape, "groups per batch": groups, "decode tokens": length}, run)
+        parameters = {"batches": shape, "groups": groups, "requests": requests, "prefix tokens": len(prefixes[0]), "decode tokens": length}
+        return Condition(_FCFS.name, parameters, run)
 
     return [condition(count, length) for length in decode_tokens for count in batches]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Ratio(NamedTuple):
-    """A ratio over paired repeats: its median and the 95 % bootstrap interval of that median."""
+    """A ratio or another number over repeats: its median and the 95 % bootstrap interval of that median."""
 
     median: float
     low: float
@@ -18,15 +18,18 @@ class Ratio(NamedTuple):
 
 
 def ratio(numerator, denominator, resamples: int = 10_000) -> Ratio:
-    """Ratio of two arms that were run in the same repeats, one value each per repeat, in the same order.
-
-    The interval is the percentile bootstrap of the median of the paired ratios (Efron & Tibshirani 1993, ch. 13), from
-    a fixed seed. Raises ValueError for arms of different length or without a repeat.
-    """
+    """Ratio of two arms that were run in the same repeats, one value each per repeat, in the same order, as ``median_of``
+    the paired ratios. Raises ValueError for arms of different length or without a repeat."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     if numerator.shape != denominator.shape or not numerator.size:
         raise ValueError(f"paired ratios need equally many repeats of both arms: {numerator.size} and {denominator.size}")
-    ratios = numerator / denominator
-    draws = np.random.default_rng(0).integers(0, ratios.size, (resamples, ratios.size))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high), ratios.size)
+    return median_of(numerator / denominator, resamples)
+
+
+def median_of(values, resamples: int = 10_000) -> Ratio:
+    """Median over repeats with its 95 % percentile-bootstrap interval (Efron & Tibshirani 1993, ch. 13), from a fixed
+    seed."""
+    values = np.asarray(values, float)
+    draws = np.random.default_rng(0).integers(0, values.size, (resamples, values.size))
+    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(values)), float(low), float(high), values.size)

@@ -3,16 +3,17 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from feather.studies import OUT_MARKER
+from feather.studies import OUT_MARKER, machine, replace
 from feather.studies.claims import CLAIMS, verdict
 from feather.studies.engine import Engine, Run
+from feather.studies.figures import sign
 from feather.studies.stats import Ratio, ratio
 
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
@@ -31,24 +32,33 @@ class Condition:
 
 class Study:
     """Rows of one notebook, under the name of the study. ``out`` is the folder that takes rows, claims and figures.
+    Without an engine, what is measured is code on this machine's CPU.
 
     Raises OSError where ``out`` cannot be written.
     """
 
-    def __init__(self, name: str, engine: Engine, out: str | Path):
+    def __init__(self, name: str, engine: Engine | None, out: str | Path):
         self.name = name
         self.engine = engine
+        self.provenance = machine.provenance(engine.backend if engine else "cpu")
         self.out = Path(out)
         for folder in ("results", "figures"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
         (self.out / OUT_MARKER).touch()
         self._rows: list[dict] = []
+        self._measured: set[tuple[str, str]] = set()
         self._claims: list[dict] = []
         self._figures: list[dict] = []
 
     def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
-        same other), after one run that is thrown away. Returns the rows of this call."""
+        same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
+        conditions could not be told apart in the rows."""
+        for condition in conditions:
+            name = (condition.policy, json.dumps(condition.parameters))
+            if name in self._measured:
+                raise ValueError(f"{name[0]} with {name[1]} has been measured already: its parameters must tell it apart")
+            self._measured.add(name)
         first = len(self._rows)
         order = np.random.default_rng(seed)
         conditions[0].run(seed)
@@ -61,29 +71,36 @@ class Study:
         return frame(self._rows[first:])
 
     def _record(self, condition: Condition, repeat: int, seed: int) -> None:
-        run = condition.run(seed)
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        for metric, (value, unit) in run.metrics().items():
-            self._rows.append(
-                {"study": self.name, "policy": condition.policy, "parameters": json.dumps(condition.parameters),
-                 "metric": metric, "value": value, "unit": unit, "repeat": repeat, "seed": seed,
-                 **self.engine.provenance, "time": now}  # fmt: skip
-            )
+        for metric, (value, unit) in condition.run(seed).metrics().items():
+            self.row(condition.policy, condition.parameters, metric, value, unit, repeat, seed)
 
-    def claim(self, claim_id: str, ours: Ratio, reason: str) -> str:
-        """Hold a ratio against the paper's claim, keep it for the claims table and return one line that says it."""
+    def row(self, policy: str, parameters: dict, metric: str, value: float, unit: str, repeat: int, seed: int = 0) -> None:
+        """Keep one measurement; for one that ``measure`` did not make."""
+        if self.engine:
+            parameters = {**parameters, "model": self.engine.model, "max batch": self.engine.max_batch}
+        self._rows.append(
+            {"study": self.name, "policy": policy, "parameters": json.dumps(parameters), "metric": metric, "value": value,
+             "unit": unit, "repeat": repeat, "seed": seed, **self.provenance,
+             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+        )
+
+    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None) -> str:
+        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
+        ``parts`` as in ``claims.verdict``."""
         claim = CLAIMS[claim_id]
-        found = verdict(claim_id, ours, self.engine.backend)
-        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": "×", "verdict": found, "reason": reason,
-                             "backend": self.engine.backend, "device": self.engine.provenance["device"]})  # fmt: skip
+        found = verdict(claim_id, ours, self.provenance["backend"], parts)
+        if parts:
+            reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
+        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
+                             "backend": self.provenance["backend"], "device": self.provenance["device"]})  # fmt: skip
         self._save()
         return f"{claim_id}: paper {claim.paper}, here {ours}: {found}. {reason}"
 
-    def figure(self, figure, name: str, caption: str) -> None:
-        """Write a matplotlib figure as PNG and PDF, signed with how and where its numbers came to be."""
-        from feather.studies.figures import sign
-
-        sign(figure, self.engine.provenance)
+    def figure(self, figure, name: str, caption: str, measured: bool = True) -> None:
+        """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
+        be."""
+        if measured:
+            sign(figure, self.provenance)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=150)
         self._figures.append({"name": name, "caption": caption})
@@ -92,12 +109,14 @@ class Study:
     def _save(self) -> None:
         """Written after each part, so that a notebook that fails later on loses nothing of what it measured."""
         results = self.out / "results"
-        pd.DataFrame(self._rows, columns=COLUMNS).to_csv(results / f"{self.name}.csv", index=False)
         story = {"claims": self._claims, "figures": self._figures, "engine": self._engine_settings()}
-        (results / f"{self.name}.json").write_text(json.dumps(story, indent=1))
+        replace(results / f"{self.name}.csv", pd.DataFrame(self._rows, columns=COLUMNS).to_csv(index=False))
+        replace(results / f"{self.name}.json", json.dumps(story, indent=1))
 
     def _engine_settings(self) -> dict:
-        return {name: value for name, value in asdict(self.engine).items() if not name.startswith("_")}
+        if self.engine is None:
+            return {}
+        return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
 
 
 def frame(rows: list[dict]) -> pd.DataFrame:
