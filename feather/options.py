@@ -33,6 +33,8 @@ class Options:
     max_wait: float = 10.0
     """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
     batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
+    decision_budget: float = 0.1
+    """seconds that one decision may take; one that takes longer ends Feather's part, and vLLM's own queue takes over"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,6 +52,7 @@ class Options:
             ("min_batch", 1, None),
             ("straggler_share", 0, 1),
             ("max_wait", 0, None),
+            ("decision_budget", 0, None),
         ):
             value = getattr(self, name)
             if not (value >= low and (high is None or value <= high)):

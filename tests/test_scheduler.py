@@ -1,10 +1,13 @@
 """FeatherScheduler inside vLLM's real admission loop, without a model."""
 
+import logging
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 
 from feather.hashing import hash_tokens
 from feather.studies.scheduler import ARMS, StudyScheduler
@@ -172,6 +175,19 @@ def test_adapters_salts_and_images_are_part_of_a_prefix_that_is_hashed_from_toke
     assert path([image("dog", 40)])[1] != with_image[1]
 
 
+def test_colliding_hashes_misjudge_batches_and_no_result(tmp_path):
+    """Every hash is one of three: the tree sees relatives everywhere, nodes at several depths, nodes twice in a path."""
+    for options in (THRESHOLD, NEVER_STOP, {**THRESHOLD, "order": "tip"}):
+        scheduler = make_scheduler(FeatherScheduler, tmp_path, blocks=26, feather=options)
+        path_of = scheduler.waiting._path_of
+        scheduler.waiting._path_of = lambda request: [hash(hash_) % 3 for hash_ in path_of(request)]
+        driver = Driver(scheduler, depth=2)
+        driver.add(*requests(scheduler, each=8, decode=lambda i: 1 + i % 40))
+        driver.run()
+        assert len(driver.finished) == 24 and scheduler.fallback is None
+        assert all(driver.tokens[f"{i % 3}.{i // 3}"] == 1 + i % 40 for i in range(24))
+
+
 def test_an_id_that_comes_again_at_once_is_another_request(tmp_path):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=THRESHOLD)
     driver = Driver(scheduler)
@@ -194,8 +210,90 @@ def test_pipeline_stages_without_async_scheduling_are_refused(tmp_path, monkeypa
 def test_wrong_options_are_refused_at_start_up(tmp_path):
     with pytest.raises(ValueError, match="unknown option 'chunksize': did you mean 'chunk_size'"):
         make_scheduler(FeatherScheduler, tmp_path, feather={"chunksize": 512})
-    with pytest.raises(ValueError, match="scheduling_policy='priority'"):
-        make_scheduler(FeatherScheduler, tmp_path, scheduling_policy="priority")
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["sync", "two schedules deep"])
+@pytest.mark.parametrize("options", [THRESHOLD, NEVER_STOP], ids=["threshold", "never_stop"])
+def test_priority_comes_first_and_prefixes_within_it(tmp_path, options, depth):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, max_num_seqs=4, feather=options, scheduling_policy="priority")
+    driver = Driver(scheduler, depth)
+    for number in range(8):
+        for group in range(2):
+            driver.add(make_request(scheduler, f"{group}.{number}", prompt(group, number), 6, priority=1))
+    driver.step()
+    urgent = [make_request(scheduler, f"2.{number}", prompt(2, number), 6, priority=0) for number in range(6)]
+    driver.add(*urgent)
+    driver.run()
+    order = [id_ for batch in driver.batches for id_ in batch]
+    started = sorted(driver.tokens, key=order.index)
+    groups = [id_.split(".")[0] for id_ in started]
+    assert groups[:10] == ["0"] * 4 + ["2"] * 6
+    assert sum(one != other for one, other in zip(groups[10:], groups[11:])) <= 2, "within a priority, like comes with like"
+    assert sorted(driver.finished) == sorted(driver.tokens) and set(driver.tokens.values()) == {6}
+
+
+def test_a_stop_does_not_hold_back_a_better_priority(tmp_path):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=THRESHOLD, scheduling_policy="priority")
+    driver = Driver(scheduler)
+    driver.add(*(make_request(scheduler, f"0.{i}", prompt(0, i), 50, priority=5) for i in range(3)))
+    driver.step()
+    driver.add(make_request(scheduler, "1.0", prompt(1, 0), 4, priority=5))
+    driver.step()
+    assert "1.0" not in driver.batches[-1]
+    driver.add(make_request(scheduler, "2.0", prompt(2, 0), 4, priority=4))
+    driver.step()
+    assert "2.0" in driver.batches[-1]
+
+
+class Faulty:
+    """Behaves like a policy until its time has come."""
+
+    def __init__(self, rng, fault):
+        self.left, self.fault = rng.randrange(60), fault
+
+    def decide(self, state):
+        self.left -= 1
+        if self.left < 0:
+            if self.fault == "raises":
+                raise ZeroDivisionError("no batch is worth it")
+            time.sleep(0.02)
+        return state.tip_loss == 0
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_policy_that_fails_loses_nothing(tmp_path_factory, seed):
+    rng = random.Random(seed)
+    fault = rng.choice(["raises", "raises", "takes too long"])
+    options = {**THRESHOLD, "straggler_share": 0.3, "decision_budget": 0.01 if fault == "takes too long" else 1.0}
+    scheduler = make_scheduler(FeatherScheduler, tmp_path_factory.getbasetemp(), blocks=rng.choice([26, 2000]), feather=options)
+    scheduler.waiting.former.policy = Faulty(rng, fault)
+    driver = Driver(scheduler, depth=rng.choice([1, 2]))
+    everyone = requests(scheduler, each=5, decode=lambda i: rng.randint(1, 30))
+    driver.add(*everyone[:8])
+    for request in everyone[8:]:
+        driver.step()
+        driver.add(request)
+    victim = rng.choice(list(scheduler.requests))
+    abort(scheduler, victim)
+    driver.run()
+    assert set(driver.finished) | {victim} == {request.request_id for request in everyone}
+    assert len(driver.finished) == len(set(driver.finished))
+    assert all(driver.tokens[request.request_id] == request.max_tokens for request in everyone if request.request_id != victim)
+    if scheduler.waiting.__class__.__name__ != "FeatherQueue":
+        assert ("ZeroDivisionError: no batch" if fault == "raises" else "TimeoutError: a decision took") in scheduler.fallback
+
+
+def test_a_failure_is_logged_and_vllms_own_queue_takes_over(tmp_path, caplog):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=THRESHOLD)
+    scheduler.waiting.former.policy = Faulty(SimpleNamespace(randrange=lambda n: 2), "raises")
+    driver = Driver(scheduler)
+    driver.add(*requests(scheduler))
+    logging.getLogger("vllm").propagate = True
+    with caplog.at_level("ERROR"):
+        driver.run()
+    assert len(driver.finished) == 12 and isinstance(scheduler.waiting, FCFSRequestQueue)
+    (message,) = {record.message for record in caplog.records if "Feather failed" in record.message}
+    assert message.startswith("Feather failed (ZeroDivisionError: no batch is worth it): requests are served first come")
 
 
 @pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)

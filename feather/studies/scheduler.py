@@ -111,6 +111,9 @@ class StudyScheduler(FeatherScheduler):
         return self.make_feather_queue(Options.from_mapping(arm.options))
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
+        self.waiting.reconcile()
+        if getattr(self.waiting.queue, "failure", None) is not None:
+            raise RuntimeError(f"the queue under study failed: {self.waiting.queue.failure}")
         decoding = {request.request_id for request in self.running if request.num_output_tokens > 0}
         output = super().schedule(*args, **kwargs)
         tokens = output.num_scheduled_tokens

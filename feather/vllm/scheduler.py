@@ -1,29 +1,28 @@
-"""vLLM's own scheduler with Feather's waiting queue in place of its first-come-first-served one."""
+"""vLLM's own scheduler with Feather's waiting queue in place of its own."""
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request
 
 from feather.options import Options
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 
+logger = init_logger("vllm.feather")
+
 
 class FeatherScheduler(AsyncScheduler):
     """Everything but the choice of the next request, and of when to stop, is vLLM's.
 
     Options are read from ``additional_config["feather"]`` (see ``feather.options.Options``); a wrong one ends the
-    start-up with a ValueError that names it.
+    start-up with a ValueError that names it. Should Feather fail while serving, vLLM's own queue takes over for the rest
+    of the run, with one error in the log; ``fallback`` then says why.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.policy is not SchedulingPolicy.FCFS:
-            raise ValueError(
-                f"FeatherScheduler orders requests by their prefixes: scheduling_policy={self.policy.value!r} cannot be "
-                "combined with it yet; leave the option at 'fcfs'"
-            )
         if self.vllm_config.max_concurrent_batches > 1 and not self.scheduler_config.async_scheduling:
             # AsyncScheduler counts on it: without, a request would be scheduled on before its last token is known.
             raise ValueError(
@@ -32,13 +31,26 @@ class FeatherScheduler(AsyncScheduler):
             )
         self.options = Options.from_mapping(self.vllm_config.additional_config.get("feather", {}))
         self.waiting = self.make_feather_queue(self.options)
+        self.fallback: str | None = None
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
         def path_of(request: Request):
             return prefix_path(request, options.chunk_size, self.hash_block_size)
 
-        return FeatherQueue(options.make_former(), path_of, lambda: self.running)
+        by_priority = self.policy is SchedulingPolicy.PRIORITY
+        return FeatherQueue(options.make_former(), path_of, lambda: self.running, by_priority, options.decision_budget)
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
-        self.waiting.reconcile()
+        if isinstance(self.waiting, FeatherQueue):
+            self.waiting.reconcile()
+            if self.waiting.failure is not None:
+                self._fall_back(self.waiting.failure)
         return super().schedule(*args, **kwargs)
+
+    def _fall_back(self, failure: str) -> None:
+        logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)
+        self.fallback = failure
+        waiting = list(self.waiting)
+        self.waiting = create_request_queue(self.policy)
+        for request in waiting:
+            self.waiting.add_request(request)
