@@ -1,8 +1,8 @@
 """``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
-Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``, the tables in README.md and
-artifact.md are written anew. Refuses a run of another profile
-than "default" or "full", with a failed notebook, or from a changed checkout: what is kept must be what anyone can rerun.
+Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``; the tables in README.md and
+artifact.md are written anew. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
+a changed checkout: what is kept must be what anyone can rerun.
 """
 
 import json
@@ -27,8 +27,10 @@ def publish(out: Path) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
     target = ROOT / "data" / "recorded" / device
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("results.csv", "claims.csv", "run.json"):
+    for name in ("claims.csv", "run.json"):
         shutil.copy(out / name, target / name)
+    compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
+    pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
     (ROOT / "figures").mkdir(exist_ok=True)
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, ROOT / "figures" / figure.name)
