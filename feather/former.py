@@ -40,6 +40,7 @@ class BatchFormer:
         self.policy = policy
         self.straggler_share = straggler_share
         self.max_wait = max_wait
+        self.decisions = 0  # made so far, each asked for any number of times
         self._clock = clock
         self._preempted: dict[Hashable, int] = {}  # waiting again, with their arrival numbers
         self._turns: deque[float] = deque()  # when the requests numbered from `_first_turn` on had their turn
@@ -110,6 +111,7 @@ class BatchFormer:
         """
         if self._next is _UNKNOWN:
             self._seeds_beside_stragglers = False
+            self.decisions += 1
             self._next = self._decide()
         return self._next
 

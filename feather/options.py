@@ -34,7 +34,8 @@ class Options:
     """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
     batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
     decision_budget: float = 0.1
-    """seconds that one decision may take; one that takes longer ends Feather's part, and vLLM's own queue takes over"""
+    """seconds that a decision may take; three in a row that take longer end Feather's part, and vLLM's own queue takes
+    over"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

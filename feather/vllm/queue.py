@@ -13,6 +13,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from feather.former import BatchFormer
 
+_OVERRUNS = 3
+
 
 class FeatherQueue(RequestQueue):
     """Holds the waiting requests and answers as the batch former decides.
@@ -23,13 +25,13 @@ class FeatherQueue(RequestQueue):
         running: gives the scheduler's live list of running requests (vLLM rebinds it, so a reference would go stale).
         by_priority: vLLM's ``scheduling_policy="priority"``: only the best priority that waits is offered to the
             former, and a stop never holds it back behind a running request of a worse one.
-        decision_budget: seconds that one decision may take.
+        decision_budget: seconds that a decision may take; one overrun may be the machine's, three in a row are not.
 
     A pop is not an admission (vLLM also pops a request to defer it), so the former hears of a start only once the
     request is seen among the running ones, and ``reconcile`` tells it of everything that came or went unasked.
 
-    Nothing that the former or the policy in it does wrong reaches the engine: an exception, or a decision beyond its
-    budget, is kept in ``failure``, and from then on the queue admits nobody and only keeps its requests, until the
+    Nothing that the former or the policy in it does wrong reaches the engine: an exception, or decisions beyond their
+    budget, are kept in ``failure``, and from then on the queue admits nobody and only keeps its requests, until the
     scheduler hands them to a queue of vLLM's own.
     """
 
@@ -49,6 +51,7 @@ class FeatherQueue(RequestQueue):
         self._decision_budget = decision_budget
         self._waiting: OrderedDict[str, Request] = OrderedDict()
         self._offered: dict[str, Request] = {}  # those of them that the former knows
+        self._overruns = 0  # decisions in a row that took too long
         self._came_or_went = False  # since the best priority was offered
         self._popped: Request | None = None  # taken out; admitted or deferred, we shall see
         self._arrivals: dict[str, tuple[Request, int]] = {}  # arrival numbers of those that the former may see again
@@ -95,11 +98,13 @@ class FeatherQueue(RequestQueue):
             return None
         if self._by_priority and (self._came_or_went or not self._offered):
             self._offer_best_priority()
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.former.decisions
         request_id = self.former.next()
         taken = time.perf_counter() - start
-        if taken > self._decision_budget:
-            raise TimeoutError(f"a decision took {taken:.3f} s, its budget is {self._decision_budget:g} s")
+        if self.former.decisions > before:
+            self._overruns = self._overruns + 1 if taken > self._decision_budget else 0
+        if self._overruns == _OVERRUNS:
+            raise TimeoutError(f"{_OVERRUNS} decisions in a row took too long, the last {taken:.3f} s of {self._decision_budget:g} s")
         if request_id is None and not self._may_stop():
             request_id = self.former.oldest()
         return None if request_id is None else self._offered[request_id]
