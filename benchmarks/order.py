@@ -15,7 +15,7 @@ from feather.studies.scheduler import ARMS, Arm
 from feather.studies.stats import ratio
 from feather.studies.workloads import Prompt, Workload, make_prefixes
 
-SYSTEM, DOCUMENT, DOCUMENTS, EACH, SHORT, DECODE, REPEATS = 1024, 6976, 4, 24, 32, 32, 7
+SYSTEM, DOCUMENT, DOCUMENTS, EACH, SHORT, DECODE, REPEATS = 1024, 6976, 4, 24, 32, 32, 5
 
 
 def arms() -> list[Arm]:

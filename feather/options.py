@@ -20,7 +20,8 @@ class Options:
     """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
     counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
     order: str = "cost"
-    """which relative of the batch comes first: "cost" (fewest chunks outside it) or "tip" (least shared prefix lost)"""
+    """which relative of the batch comes first: "cost" (fewest chunks outside it; the paper's) or "tip" (least shared prefix
+    lost). Equal within the spread where they differ most (benchmarks.order)"""
     max_loss: int = Threshold.max_loss
     """threshold: tokens of shared prefix that one admission may cost"""
     max_loss_under_load: int = Threshold.max_loss_under_load
