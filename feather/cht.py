@@ -262,6 +262,9 @@ class ChunkedHashTree:
             return
         node.frontier = (shortest[0] - node.depth, shortest[1], next(self._tickets), node)
         heappush(self._frontier, node.frontier)
+        self._compact_frontier()
+
+    def _compact_frontier(self) -> None:
         if len(self._frontier) > 2 * self._working_set + _SLACK:
             self._frontier = [entry for entry in self._frontier if entry[3].frontier is entry]
             heapify(self._frontier)
@@ -304,9 +307,9 @@ class ChunkedHashTree:
             if not node.active:
                 self._working_set -= 1
                 node.frontier = None
+        self._compact_frontier()
         if not self._active:
             self._witness, self._tip = [], 0
-            self._frontier.clear()
             return
         if self._witness is request.path:
             self._witness = next(iter(self._active.values())).path

@@ -141,7 +141,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert len(node.heap) <= 2 * node.waiting + 1
         assert tree._working_set == sum(node.active > 0 for node in tree._nodes.values())
         assert len(tree._by_arrival) <= 2 * len(tree.waiting) + 1
-        assert len(tree._frontier) <= 2 * len(tree._nodes) + 1
+        assert len(tree._frontier) <= 2 * tree._working_set + 1
 
 
 TestTree = TreeMachine.TestCase
