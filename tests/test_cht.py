@@ -1,6 +1,7 @@
 """The tree against a brute-force model that keeps whole paths and recomputes everything from the definitions."""
 
 import gc
+import os
 import random
 
 import psutil
@@ -145,7 +146,7 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTree = TreeMachine.TestCase
-TestTree.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestTree.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize="CI" in os.environ)
 
 
 def make(order="cost", **paths):
