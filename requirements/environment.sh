@@ -46,7 +46,7 @@ make_environment() {
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "vLLM's wheels are for Linux on x86_64; this is $(uname -s) on $(uname -m)"
   if [ "$flavour" != cpu ]; then
     if has_cuda_gpu; then flavour=gpu
-    elif [ "$flavour" = gpu ]; then die "--backend gpu: no CUDA GPU found (nvidia-smi -L lists none); use --backend cpu or sim"
+    elif [ "$flavour" = gpu ]; then die "--backend gpu: no CUDA GPU found (nvidia-smi -L lists none); use --backend cpu"
     else flavour=cpu; fi
   elif has_cuda_gpu; then venv=.venv-cpu; fi
   PYTHON_VENV=$PWD/$venv/bin/python
