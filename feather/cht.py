@@ -30,7 +30,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
-ORDERS = ("cost", "tip")
+ORDERS = ("cost", "tip", "arrival")
 _SLACK = 16  # stale entries a heap may hold before being stale is measured against its size
 
 
@@ -95,7 +95,8 @@ class ChunkedHashTree:
     """Waiting and active requests by their prefixes.
 
     ``order`` says which relative of the batch is best: "cost", the least cost (the paper's), or "tip", the least loss
-    of shared-prefix tip and among those the least cost. In both, requests that share nothing with the working set come
+    of shared-prefix tip and among those the least cost. "arrival" is for telling the order's part from the stopping's: the
+    oldest request, always. In the first two, requests that share nothing with the working set come
     after all that do, in order of arrival; the seed of an empty batch is the oldest request; ties go to the earlier
     arrival. A path may be empty (a prompt shorter than a chunk): such a request shares nothing.
 
@@ -138,10 +139,13 @@ class ChunkedHashTree:
         """The waiting request to admit next, or None when none waits. Changes nothing that can be observed."""
         if not self._waiting:
             return None
-        entry = self._best_relative() if self._active else None
-        request, cost = entry or (self._waiting[self.oldest()], None)
-        if cost is None:
-            cost = len(request.path)
+        entry = self._best_relative() if self._active and self.order != "arrival" else None
+        if entry is None:
+            request = self._waiting[self.oldest()]
+            path = request.path
+            cost = len(path) - _deepest(0, len(path), lambda depth: path[depth - 1].active > 0)
+        else:
+            request, cost = entry
         tip_after = self._common_with_tip(request.path) if self._active else 0
         return Candidate(request.id, cost, self._tip, tip_after, self.sharing)
 
@@ -206,6 +210,14 @@ class ChunkedHashTree:
     def arrival(self, request_id: Hashable) -> int:
         """The arrival number of a waiting request: 0 for the first that came, and so on."""
         return self._waiting[request_id].arrival
+
+    def length(self, request_id: Hashable) -> int:
+        """Chunks in a waiting request's path."""
+        return len(self._waiting[request_id].path)
+
+    def path(self, request_id: Hashable) -> list[Hashable]:
+        """The cumulative prefix hashes of an active request, as they were inserted."""
+        return [node.hash for node in self._active[request_id].path]
 
     @property
     def tip_depth(self) -> int:

@@ -1,17 +1,30 @@
 """Batch formation without an engine: the tree proposes, the policy decides, stragglers are let go, and nobody is passed
 over for ever.
 
-An engine adapter reports what happens to its requests (wait, cancel, start, finish, preempt) and asks ``next``.
+An engine adapter reports what happens to its requests (wait, cancel, start, finish, preempt), asks ``next``, and says
+what became of every step (``formed``, ``ran``).
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
 
-from feather.agent import BatchState, Policy
-from feather.cht import ChunkedHashTree
+from feather.agent import BatchState, Decision, Policy, Step
+from feather.cht import Candidate, ChunkedHashTree
 
 _UNKNOWN = object()
+_FEW = 0.1  # share of the batch
+
+
+class Formed(NamedTuple):
+    """What a scheduled step owes to the policy, kept until its result is there."""
+
+    decisions: tuple[Decision, ...]
+    contended: bool
+    phase: int
+    settled: bool
+    alone: bool
 
 
 class BatchFormer:
@@ -20,12 +33,26 @@ class BatchFormer:
     **Stragglers.** Decode lengths differ, so a batch that was stopped drains one request at a time, and its last few
     would hold the engine while a full queue waits. Once no more than ``straggler_share`` of the batch's largest size
     is left and the policy still says STOP, the oldest waiting request seeds the next batch beside them. When it starts,
-    they are retired from the tree: they run on to their end, but no longer speak for the batch.
+    they are retired from the tree: they run on to their end, but no longer speak for the batch. The same happens
+    where a policy that stops at all adds a candidate that breaks the shared prefix (leaves less than half of it):
+    otherwise one such request would leave nothing to lose, and the batch would be mixed for ever.
+
+    **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
+    from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
 
     **Fairness.** A request's turn under first come, first served is when as many requests have left the queue as came
     before it. Once that is ``max_wait`` seconds past, the request goes next, whatever its prefix and whatever the policy
     says. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still served in
     the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
+
+    Args:
+        policy: when to stop.
+        order: of the tree, see ``ChunkedHashTree``.
+        straggler_share: 0 … 1.
+        max_wait: seconds.
+        max_batch: requests that the engine can run at once; a full batch is nobody's decision.
+        clock: seconds.
+        kv_use: gives the share of the KV cache in use, for a policy that is ``wide``.
     """
 
     def __init__(
@@ -34,27 +61,39 @@ class BatchFormer:
         order: str = "cost",
         straggler_share: float = 0.5,
         max_wait: float = float("inf"),
+        max_batch: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
+        kv_use: Callable[[], float] = lambda: 0.0,
     ):
         self.tree = ChunkedHashTree(order)
         self.policy = policy
         self.straggler_share = straggler_share
         self.max_wait = max_wait
+        self.max_batch = max_batch
         self.decisions = 0  # made so far, each asked for any number of times
         self._clock = clock
+        self._kv_use = kv_use
         self._preempted: dict[Hashable, int] = {}  # waiting again, with their arrival numbers
         self._turns: deque[float] = deque()  # when the requests numbered from `_first_turn` on had their turn
         self._first_turn = 0
-        self._retired: dict[Hashable, int] = {}  # running requests that left the tree early, with their arrival number
+        self._since: dict[Hashable, float] = {}  # when the waiting requests came
+        self._retired: dict[Hashable, tuple[int, list[Hashable]]] = {}  # running, but out of the tree: arrival, path
         self._peak = 0  # largest size of the present batch
         self._next: Hashable | None = _UNKNOWN
-        self._seeds_beside_stragglers = False  # what `_next` is the seed of
+        self._seeds_a_batch = False  # whether `_next`, once it starts, retires the batch that runs
+        self._asked: Decision | None = None  # what the policy said of `_next`; None: it was not asked, or overruled
+        self._in_effect: list[tuple[Decision, set[Hashable]]] = []  # with whom still runs of the batch of that time
+        self._stopped = False  # for good: by a policy that commits
+        self._phase = policy.phase
+        self._fills = policy.fills
+        self._before_phase: set[Hashable] = set()  # running requests that were admitted before the present phase
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
     def wait(self, request_id: Hashable, path: Iterable[Hashable], arrival: int | None = None) -> None:
         """A request starts waiting; ``arrival`` as ``cancel`` gave it, for one that was here before."""
         self.tree.insert(request_id, path, arrival)
+        self._since[request_id] = self._clock()
         if arrival is not None:
             self._came_back()
         self._next = _UNKNOWN
@@ -64,16 +103,19 @@ class BatchFormer:
         self._next = _UNKNOWN
         self._turns.append(self._clock())
         self._preempted.pop(request_id, None)
+        self._since.pop(request_id, None)
         return self.tree.remove(request_id)
 
     def start(self, request_id: Hashable) -> None:
         """The engine has admitted a waiting request."""
-        if self._seeds_beside_stragglers and request_id == self._next:
-            for straggler in list(self.tree.active):
-                self._retired[straggler] = self.tree.finish(straggler)
-            self._peak = 0
+        if request_id == self._next:
+            if self._asked is not None and self._asked.state.tip_loss and not self._fills:
+                self._in_effect.append((self._asked, set(self.running)))
+            if self._seeds_a_batch:
+                self._retire_all()
         self.tree.add_to_batch(request_id)
         self._preempted.pop(request_id, None)
+        self._since.pop(request_id, None)
         self._turns.append(self._clock())
         self._peak = max(self._peak, len(self.tree.active))
         self._next = _UNKNOWN
@@ -82,20 +124,19 @@ class BatchFormer:
         """A running request is gone, for whatever reason."""
         if self._retired.pop(request_id, None) is None:
             self.tree.finish(request_id)
-            self._batch_shrank()
-        self._next = _UNKNOWN
+        self._left(request_id)
 
-    def preempt(self, request_id: Hashable, path: Iterable[Hashable]) -> None:
+    def preempt(self, request_id: Hashable) -> None:
         """A running request waits again, before those that have not run yet."""
-        arrival = self._retired.pop(request_id, None)
+        arrival, path = self._retired.pop(request_id, (None, None))
         if arrival is None:
             self.tree.preempt(request_id)
-            self._batch_shrank()
         else:
             self.tree.insert(request_id, path, arrival)
         self._preempted[request_id] = self.tree.arrival(request_id)
+        self._since[request_id] = self._clock()
         self._came_back()
-        self._next = _UNKNOWN
+        self._left(request_id)
 
     @property
     def running(self) -> set[Hashable]:
@@ -110,7 +151,6 @@ class BatchFormer:
         Asking again gives the same answer until something happens, a new step (``new_step``) included.
         """
         if self._next is _UNKNOWN:
-            self._seeds_beside_stragglers = False
             self.decisions += 1
             self._next = self._decide()
         return self._next
@@ -118,12 +158,33 @@ class BatchFormer:
     def new_step(self) -> None:
         """The engine begins another scheduling step: time has passed, so a stop may be void by now."""
         self._next = _UNKNOWN
+        if self.policy.phase != self._phase:
+            self._phase = self.policy.phase
+            self._before_phase = set(self.running)
+        if self.policy.fills != self._fills:
+            self._fills = self.policy.fills
+            if self._fills:
+                self._recall_all()
+            else:
+                self._retire_all()
 
     def oldest(self) -> Hashable:
         """The id of the request that has waited longest. Raises LookupError where none waits."""
         return self.tree.oldest()
 
+    def question(self, candidate: Candidate) -> BatchState:
+        """What the policy is asked about a candidate."""
+        tree = self.tree
+        state = BatchState(len(tree.active), candidate.tip_before - candidate.tip_after, candidate.sharing, len(tree.waiting),
+                           len(self._retired))
+        if not self.policy.wide:
+            return state
+        length = tree.length(candidate.request_id)
+        waited = self._clock() - self._since[tree.oldest()]
+        return state._replace(tip=candidate.tip_before, length=length, oldest_wait=waited, kv_use=self._kv_use())
+
     def _decide(self) -> Hashable | None:
+        self._seeds_a_batch, self._asked = False, None
         if not self.tree.waiting:
             return None
         if self._preempted:
@@ -131,16 +192,70 @@ class BatchFormer:
         if self._oldest_is_overdue():
             return self.tree.oldest()
         candidate = self.tree.find_best()
-        if not self.tree.active:
-            return candidate.request_id
         size = len(self.tree.active)
-        state = BatchState(size, candidate.tip_before - candidate.tip_after, candidate.sharing, len(self.tree.waiting))
-        if self.policy.decide(state):
+        if not size or size + len(self._retired) >= self.max_batch:
             return candidate.request_id
-        if size > self.straggler_share * self._peak:
-            return None
-        self._seeds_beside_stragglers = True
+        state = self.question(candidate)
+        if self._stopped:
+            return candidate.request_id if not state.tip_loss else None
+        add = self.policy.decide(state)
+        if add or self.policy.commits or size > self.straggler_share * self._peak:
+            self._asked = Decision(state, add)
+            self._seeds_a_batch = add and not self._fills and 2 * candidate.tip_after < candidate.tip_before
+            return candidate.request_id if add else None
+        self._seeds_a_batch = True
         return self.tree.oldest()
+
+    # -- what became of it -----------------------------------------------------------------------------------------
+
+    def formed(self) -> Formed:
+        """The engine has scheduled a step: what ``ran`` is to be given once the step's result is there.
+
+        Steps may be scheduled before the result of the one before is known; each keeps its own.
+        """
+        if self._next is None and self._asked is not None and self.policy.commits:
+            self._stopped = True
+            self._in_effect.append((self._asked, set(self.tree.active)))
+            self._asked = None
+        decisions = tuple(decision for decision, _ in self._in_effect)
+        if self._next is None and self._asked is not None:
+            decisions += (self._asked,)
+        size = len(self.tree.active) + len(self._retired)
+        contended = bool(self.tree.waiting) or size >= self.max_batch
+        settled = len(self._before_phase) <= _FEW * size
+        alone = len(self._retired) <= _FEW * size
+        return Formed(decisions, contended, self._phase, settled, alone)
+
+    def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
+        """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
+        self.policy.feedback(Step(tokens, seconds, prefill_tokens, *formed))
+
+    # -- the batch ---------------------------------------------------------------------------------------------------
+
+    def _retire_all(self) -> None:
+        for request_id in list(self.tree.active):
+            path = self.tree.path(request_id)
+            self._retired[request_id] = self.tree.finish(request_id), path
+        self._peak, self._stopped = 0, False
+
+    def _recall_all(self) -> None:
+        for request_id, (arrival, path) in self._retired.items():
+            self.tree.insert(request_id, path, arrival)
+            self.tree.add_to_batch(request_id)
+        self._retired.clear()
+        self._peak, self._stopped = len(self.tree.active), False
+
+    def _left(self, request_id: Hashable) -> None:
+        if self._in_effect:
+            for _, batch in self._in_effect:
+                batch.discard(request_id)
+            self._in_effect = [(decision, batch) for decision, batch in self._in_effect if batch]
+        self._before_phase.discard(request_id)
+        if not self.tree.active:
+            self._peak, self._stopped = 0, False
+        self._next = _UNKNOWN
+
+    # -- fairness ----------------------------------------------------------------------------------------------------
 
     def _oldest_is_overdue(self) -> bool:
         number = self.tree.arrival(self.tree.oldest())
@@ -155,7 +270,3 @@ class BatchFormer:
             self._turns.pop()
         else:
             self._first_turn -= 1
-
-    def _batch_shrank(self) -> None:
-        if not self.tree.active:
-            self._peak = 0

@@ -5,23 +5,27 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from feather.agent import NeverStop, Policy, Threshold
+from feather.agent import Bandit, Guard, NeverStop, Policy, Threshold
 from feather.cht import ORDERS
 from feather.former import BatchFormer
 
-POLICIES = ("never_stop", "threshold")
+POLICIES = ("never_stop", "threshold", "bandit")
 
 
 @dataclass(frozen=True)
 class Options:
-    policy: str = "never_stop"
-    """when to stop filling the batch: "never_stop" or "threshold" """
+    policy: str = "bandit"
+    """when to stop filling the batch: "never_stop", "threshold" (the authors' rule) or "bandit" (learned while serving)"""
+    guard: bool = True
+    """let the policy drive only while it gives more throughput than never stopping"""
+    checkpoint: str = ""
+    """file that what is learned is kept in, from one start to the next; none by default"""
     chunk_size: int = 512
     """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
     counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
     order: str = "cost"
-    """which relative of the batch comes first: "cost" (fewest chunks outside it; the paper's) or "tip" (least shared prefix
-    lost). Equal within the spread where they differ most (benchmarks.order)"""
+    """which request comes first: "cost" (of the batch's relatives, the one with fewest chunks outside it; the paper's), "tip"
+    (that which loses least shared prefix), or "arrival" (no order but the stopping, for ablations)"""
     max_loss: int = Threshold.max_loss
     """threshold: tokens of shared prefix that one admission may cost"""
     max_loss_under_load: int = Threshold.max_loss_under_load
@@ -29,8 +33,8 @@ class Options:
     min_batch: int = Threshold.min_batch
     """threshold: a smaller batch is never stopped"""
     straggler_share: float = 0.5
-    """a stopped batch that has drained to this share of its largest size no longer holds the queue; from 0 (hold it to
-    the last request) to 1 (never stop)"""
+    """threshold: a stopped batch that has drained to this share of its largest size no longer holds the queue; from 0 (hold
+    it to the last request) to 1 (never stop). The bandit holds what it stops to the last request, and is judged by that"""
     max_wait: float = 10.0
     """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
     batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
@@ -75,7 +79,12 @@ class Options:
     def make_policy(self) -> Policy:
         if self.policy == "never_stop":
             return NeverStop()
-        return Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
+        if self.policy == "threshold":
+            policy = Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
+        else:
+            policy = Bandit()
+        return Guard(policy) if self.guard else policy
 
-    def make_former(self) -> BatchFormer:
-        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait)
+    def make_former(self, **engine: Any) -> BatchFormer:
+        """``engine``: what only the engine knows, see ``BatchFormer``."""
+        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, **engine)

@@ -55,7 +55,7 @@ class BruteForce:
             arrival, path = item[1]
             cost = sum(hash_ not in working_set for hash_ in path)
             loss = tip - self.common([path, some_active[:tip]]) if self.active else 0
-            if not self.active or cost == len(path):
+            if not self.active or cost == len(path) or self.order == "arrival":
                 return (1, 0, 0, arrival)
             return (0, loss if self.order == "tip" else 0, cost, arrival)
 

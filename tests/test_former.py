@@ -2,12 +2,12 @@
 
 import pytest
 
-from feather.agent import BatchState, NeverStop, Threshold
+from feather.agent import BatchState, NeverStop, Policy, Threshold
 from feather.former import BatchFormer
 from feather.options import Options
 
 
-class Recorder:
+class Recorder(Policy):
     """Stops wherever shared prefix would be lost, and remembers what it was asked."""
 
     def __init__(self):
@@ -52,7 +52,7 @@ def test_a_drained_batch_lets_the_next_one_in_and_its_stragglers_run_on():
     former.finish("a1")
     assert fill(former) == ["b0", "b1", "b2"]
     assert former.running == {"a2", "a3", "b0", "b1", "b2"} and former.tree.tip_depth == 3
-    former.preempt("a2", "abc")
+    former.preempt("a2")
     assert former.next() == "a2", "it shares nothing with the batch that is now formed, but it had its turn"
     for request in ("a3", "b0", "b1", "b2"):
         former.finish(request)
@@ -136,7 +136,7 @@ def test_a_preempted_request_goes_first_again():
         former.wait(id_, path)
     for id_ in ("a", "b"):
         former.start(id_)
-    former.preempt("b", "xyz")
+    former.preempt("b")
     assert former.next() == "b"
 
 
@@ -168,7 +168,7 @@ def test_the_threshold_counts_tokens_load_and_the_floor():
     "options, message",
     [
         ({"polcy": "threshold"}, "unknown option 'polcy': did you mean 'policy'"),
-        ({"zzz": 1}, "unknown option 'zzz': the options are: policy, chunk_size"),
+        ({"zzz": 1}, "unknown option 'zzz': the options are: policy, guard"),
         ({"policy": "magic"}, "policy='magic' must be one of: never_stop, threshold"),
         ({"chunk_size": 0}, "chunk_size=0 must be from 1 to 4096"),
         ({"chunk_size": 512.0}, "chunk_size=512.0 must be of type int"),

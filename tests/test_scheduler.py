@@ -9,6 +9,7 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 
+from feather.agent import Policy
 from feather.hashing import hash_tokens
 from feather.studies.scheduler import ARMS, StudyScheduler
 from feather.vllm import FeatherScheduler
@@ -16,7 +17,7 @@ from feather.vllm.prefix import prefix_path
 from modelless import Driver, abort, make_request, make_scheduler
 
 CHUNK = 32
-THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
 
 
@@ -245,7 +246,7 @@ def test_a_stop_does_not_hold_back_a_better_priority(tmp_path):
     assert "2.0" in driver.batches[-1]
 
 
-class Faulty:
+class Faulty(Policy):
     """Behaves like a policy until its time has come."""
 
     def __init__(self, rng, fault):

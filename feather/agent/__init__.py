@@ -1,10 +1,12 @@
 """When to stop adding requests to the batch: one decision per candidate.
 
-A policy is anything with ``decide(state) -> bool``: True adds the candidate, False stops and runs the batch as it
-stands. It is asked only where stopping is possible at all: never for the seed of an empty batch.
+Every policy answers ``decide(state)``: True adds the candidate, False stops and runs the batch as it stands. It is asked
+only where stopping is possible at all: never for the seed of an empty batch, never beyond the engine's largest batch.
 """
 
-from feather.agent.policy import BatchState, Policy
+from feather.agent.bandit import Bandit
+from feather.agent.guard import Guard
+from feather.agent.policy import BatchState, Decision, Policy, Step
 from feather.agent.rules import NeverStop, Threshold
 
-__all__ = ["BatchState", "NeverStop", "Policy", "Threshold"]
+__all__ = ["Bandit", "BatchState", "Decision", "Guard", "NeverStop", "Policy", "Step", "Threshold"]

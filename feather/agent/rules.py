@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 
-from feather.agent.policy import BatchState
+from feather.agent.policy import BatchState, Policy
 
 
 @dataclass(frozen=True)
-class NeverStop:
+class NeverStop(Policy):
     """Fill the batch as far as the engine allows: what remains of Feather is the order of admission."""
+
+    fills = True
 
     def decide(self, state: BatchState) -> bool:
         return True
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Policy):
     """Stop when the candidate would cost the batch too much shared prefix, unless the batch is still small.
 
     The defaults are those of the rule that the paper's authors published with their vLLM pull request (42134): chunks

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 
 from feather.options import Options
 from feather.vllm.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
+from feather.vllm.queue import FeatherQueue
 from feather.vllm.scheduler import FeatherScheduler
 
 
@@ -30,8 +31,10 @@ ARMS = {
     for arm in (
         Arm("FCFS", "fcfs"),
         # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
-        Arm("Feather (threshold)", "feather", {"policy": "threshold", "chunk_size": 64}),
+        Arm("Feather (threshold)", "feather", {"policy": "threshold", "guard": False, "chunk_size": 64}),
         Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
+        Arm("Feather (bandit, unguarded)", "feather", {"policy": "bandit", "guard": False}),
+        Arm("Feather", "feather"),
         Arm("oracle (stop)", "oracle", {"stop": True}),
         Arm("oracle (order)", "oracle", {"stop": False}),
         Arm("LPM", "radix", {"policy": "lpm"}),
@@ -72,6 +75,9 @@ class _ClockedQueue(RequestQueue):
         self.queue = queue
         self.seconds = 0.0
 
+    def __getattr__(self, name: str):
+        return getattr(self.queue, name)
+
     add_request = _clocked("add_request")
     pop_request = _clocked("pop_request")
     peek_request = _clocked("peek_request")
@@ -80,6 +86,8 @@ class _ClockedQueue(RequestQueue):
     remove_request = _clocked("remove_request")
     remove_requests = _clocked("remove_requests")
     reconcile = _clocked("reconcile")
+    formed = _clocked("formed")
+    ran = _clocked("ran")
     __bool__ = _clocked("__bool__")
     __len__ = _clocked("__len__")
     __iter__ = _clocked("__iter__")
@@ -95,6 +103,7 @@ class StudyScheduler(FeatherScheduler):
         """Exchange the waiting queue. Raises RuntimeError while a request is unfinished."""
         if self.requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
+        self.arm = arm
         self.waiting = _ClockedQueue(self._make_queue(arm))
         self.steps: list[Step] = []
 
@@ -110,10 +119,16 @@ class StudyScheduler(FeatherScheduler):
             return BlockTableQueue(self.kv_cache_manager, running=lambda: self.running)
         return self.make_feather_queue(Options.from_mapping(arm.options))
 
+    @staticmethod
+    def _is_feather(queue) -> bool:
+        return isinstance(queue.queue, FeatherQueue)
+
+    def _fall_back(self, failure: str) -> None:
+        raise RuntimeError(f"the queue under study failed: {failure}")
+
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
-        self.waiting.reconcile()
-        if getattr(self.waiting.queue, "failure", None) is not None:
-            raise RuntimeError(f"the queue under study failed: {self.waiting.queue.failure}")
+        if not self._is_feather(self.waiting):
+            self.waiting.reconcile()
         decoding = {request.request_id for request in self.running if request.num_output_tokens > 0}
         output = super().schedule(*args, **kwargs)
         tokens = output.num_scheduled_tokens

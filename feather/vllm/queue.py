@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-from feather.former import BatchFormer
+from feather.former import BatchFormer, Formed
 
 _OVERRUNS = 3
 
@@ -74,6 +74,19 @@ class FeatherQueue(RequestQueue):
             if request.is_finished():
                 del self._arrivals[request.request_id], self._paths[request.request_id]
         self.former.new_step()
+
+    def formed(self) -> Formed | None:
+        """The step has been scheduled; what ``ran`` is to be given with its result."""
+        return self._guarded(self._formed)
+
+    def _formed(self) -> Formed:
+        self._settle()
+        return self.former.formed()
+
+    def ran(self, formed: Formed | None, tokens: int, seconds: float, prefill_tokens: int) -> None:
+        """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
+        if formed is not None:
+            self._guarded(self.former.ran, formed, tokens, seconds, prefill_tokens)
 
     # -- the admission loop ----------------------------------------------------------------------------------------
 
@@ -178,7 +191,7 @@ class FeatherQueue(RequestQueue):
         request_id = request.request_id
         if request_id in self.former.running:
             if request.status == RequestStatus.PREEMPTED:
-                self.former.preempt(request_id, self._paths[request_id])
+                self.former.preempt(request_id)
                 self._offered[request_id] = request
                 return
             self._forget(request_id)  # another request under the id of one that has finished since the last step

@@ -1,14 +1,20 @@
 """vLLM's own scheduler with Feather's waiting queue in place of its own."""
 
+import time
+
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from feather.options import Options
+from feather.vllm.memory import Memory
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
+from feather.vllm.steps import StepsInFlight
 
 logger = init_logger("vllm.feather")
 
@@ -21,6 +27,9 @@ class FeatherScheduler(AsyncScheduler):
     of the run, with one error in the log; ``fallback`` then says why.
     """
 
+    clock = staticmethod(time.monotonic)
+    """seconds; a simulation puts its own in place"""
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.vllm_config.max_concurrent_batches > 1 and not self.scheduler_config.async_scheduling:
@@ -32,20 +41,53 @@ class FeatherScheduler(AsyncScheduler):
         self.options = Options.from_mapping(self.vllm_config.additional_config.get("feather", {}))
         self.waiting = self.make_feather_queue(self.options)
         self.fallback: str | None = None
+        self._steps = StepsInFlight(lambda: self.clock())
+        self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank)
+        self._memory.recall(self.waiting.former.policy)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
         def path_of(request: Request):
             return prefix_path(request, options.chunk_size, self.hash_block_size)
 
+        former = options.make_former(
+            max_batch=self.max_num_running_reqs,
+            clock=lambda: self.clock(),
+            kv_use=lambda: self.kv_cache_manager.usage,
+        )
         by_priority = self.policy is SchedulingPolicy.PRIORITY
-        return FeatherQueue(options.make_former(), path_of, lambda: self.running, by_priority, options.decision_budget)
+        return FeatherQueue(former, path_of, lambda: self.running, by_priority, options.decision_budget)
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
-        if isinstance(self.waiting, FeatherQueue):
-            self.waiting.reconcile()
-            if self.waiting.failure is not None:
-                self._fall_back(self.waiting.failure)
-        return super().schedule(*args, **kwargs)
+        queue = self.waiting
+        if not self._is_feather(queue):
+            return super().schedule(*args, **kwargs)
+        queue.reconcile()
+        if queue.failure is not None:
+            self._fall_back(queue.failure)
+            return super().schedule(*args, **kwargs)
+        start = self.clock()
+        output = super().schedule(*args, **kwargs)
+        self._steps.formed(output, queue.formed(), start)
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        ran = self._steps.ran(scheduler_output, outputs)
+        if ran is not None and self._is_feather(self.waiting):
+            self.waiting.ran(*ran)
+            self._memory.keep(self.waiting.former.policy)
+        return outputs
+
+    def shutdown(self) -> None:
+        if self._is_feather(self.waiting) and self.waiting.failure is None:
+            self._memory.keep(self.waiting.former.policy, now=True)
+        super().shutdown()
+
+    @staticmethod
+    def _is_feather(queue) -> bool:
+        return isinstance(queue, FeatherQueue)
 
     def _fall_back(self, failure: str) -> None:
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)

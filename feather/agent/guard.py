@@ -1,0 +1,218 @@
+"""No regret: a policy drives only while it beats never stopping, and what finding that out may cost is bounded."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+from feather.agent.policy import BatchState, Policy, Step
+from feather.agent.rate import Rate
+
+logger = logging.getLogger("feather")
+
+_UNHEARD = 1000  # decisions without a result, after which results are taken for missing
+_FEWEST = 8  # steps of a trial before it can be lost
+_CHANGE = 0.25  # of the incumbent's throughput, at which the workload is taken for another
+
+
+@dataclass
+class Guard(Policy):
+    """Lets ``policy`` drive where it beats never stopping, and never stops where it does not.
+
+    One of the two is the incumbent; the other, the challenger, gets trials. A trial's *regret* is the time it has lost
+    against the incumbent's throughput. Time without trials earns a budget, ``share`` of it; a trial whose regret exceeds the
+    budget is broken off, and what it lost, the time after it included until its batch is gone, is paid from the budget
+    before the next one. So all trials together cost no more than that share. A challenger that has kept up for
+    ``enough`` seconds becomes the incumbent: the policy if it was better by ``margin``, never stopping also if it was equal.
+    After a trial that failed the next one waits twice as long, from ``first`` to ``rarest`` seconds, or again ``first``
+    once the incumbent's throughput has changed.
+
+    Only steps that left requests waiting count, since any others would have been the same under both. What prefill takes
+    is left out, by an estimate of its cost per token: a trial begins with some, and either would have had to do it.
+
+    Results that are missing or not finite teach nothing, and without any the policy does not drive.
+    """
+
+    kind = "feather guard"
+
+    policy: Policy
+    share: float = 0.02
+    margin: float = 0.05
+    first: float = 2.0
+    rarest: float = 60.0
+    enough: float = 2.0
+    settling: float = 0.1
+    fills: bool = True
+    """whether never stopping drives at present"""
+    phase: int = 0
+    on_trial: bool = False
+    """whether that which drives is the challenger"""
+    trials: int = 0
+    takeovers: int = 0
+    rates: dict[bool, Rate] = field(default_factory=dict)
+    """of never stopping (True) and of the policy (False), when they last drove"""
+    budget: float = 0.0
+    """seconds that may be lost to a trial"""
+    regret: float = 0.0
+    """seconds that the present trial has lost"""
+    _wait: float = 0.0
+    _since_trial: float = 0.0
+    _settling_regret: float = 0.0
+    _ran: float = 0.0
+    _unsettled: float = 0.0
+    _usual: float = 0.0  # the incumbent's throughput before the trial
+    _prefill_seconds: float = 0.0
+    _prefill_tokens: float = 0.0
+    _steps: int = 0
+    _unheard: int = 0
+
+    def __post_init__(self) -> None:
+        self.rates = self.rates or {fills: Rate(5 * self.enough) for fills in (True, False)}
+        self._wait = self.first
+
+    @property
+    def wide(self) -> bool:
+        return self.policy.wide
+
+    @property
+    def commits(self) -> bool:
+        return self.policy.commits
+
+    def decide(self, state: BatchState) -> bool:
+        if self.fills:
+            return True
+        self._unheard += 1
+        if self._unheard > _UNHEARD:
+            logger.warning("no step's result for %d decisions: Feather does not stop batches until results come again", _UNHEARD)
+            self._unheard = 0
+            self.on_trial = False
+            self._switch()
+            return True
+        return self.policy.decide(state)
+
+    def feedback(self, step: Step) -> None:
+        if not (math.isfinite(step.tokens) and math.isfinite(step.seconds) and step.seconds > 0):
+            return
+        self._unheard = 0
+        if step.phase != self.phase:
+            return
+        if not self.fills:
+            self.policy.feedback(step)
+        if not step.contended:
+            return
+        seconds = self._decoding_seconds(step)
+        if not seconds:
+            return
+        if self._is_settled(step, seconds):
+            self.rates[self.fills].add(step.tokens, seconds)
+            settled_seconds = seconds
+        else:
+            settled_seconds = 0.0
+        lost = seconds - step.tokens / self._usual if self._usual else 0.0
+        if self.on_trial:
+            self._judge(lost, settled_seconds)
+        else:
+            self._reign(lost, settled_seconds)
+
+    # -- the incumbent drives ----------------------------------------------------------------------------------------
+
+    def _reign(self, lost: float, settled_seconds: float) -> None:
+        if not settled_seconds:
+            if not self.fills:
+                self.budget -= max(lost, 0.0)  # what never stopping has left in the batch
+            return
+        self._since_trial += settled_seconds
+        self.budget = min(self.budget + self.share * settled_seconds, self.share * self.rarest)
+        if self._since_trial < min(self.enough, self.first):
+            return
+        now = self.rates[self.fills].value
+        self._notice_change(now)
+        if self._since_trial >= self._wait and self.budget > 0:
+            self._usual = now
+            self._start_trial()
+
+    def _notice_change(self, now: float) -> None:
+        """A workload that has changed may have changed which of the two is better."""
+        if not self._usual:
+            self._usual = now
+        if now < (1 - _CHANGE) * self._usual or self.fills and now > (1 + _CHANGE) * self._usual:
+            self._usual, self._wait = now, self.first
+        elif not self.fills:
+            self._usual = max(self._usual, now)
+
+    def _start_trial(self) -> None:
+        self.trials += 1
+        self.on_trial = True
+        self.regret = self._settling_regret = self._ran = self._unsettled = 0.0
+        self._steps = 0
+        self._switch()
+
+    # -- the challenger drives ---------------------------------------------------------------------------------------
+
+    def _judge(self, lost: float, settled_seconds: float) -> None:
+        self._steps += 1
+        self.regret += lost
+        self._ran += settled_seconds
+        allowed = self.budget
+        if not settled_seconds:
+            self._settling_regret += lost
+            allowed += self.settling * self._unsettled
+        if self.regret - (self._settling_regret if settled_seconds else 0.0) > allowed and self._steps >= _FEWEST:
+            self._end_trial(won=False)
+        elif self._ran >= self.enough:
+            ahead = self.rates[self.fills].value / self._usual - 1
+            if ahead >= (0 if self.fills else self.margin):
+                self._end_trial(won=True)
+            elif self._ran >= 5 * self.enough:
+                self._end_trial(won=self.fills and ahead > -self.margin)
+
+    def _end_trial(self, won: bool) -> None:
+        self.on_trial = False
+        self._since_trial = 0.0
+        if won:
+            self.takeovers += 1
+            self._wait = self.first if self.fills else self.rarest
+            self._usual, self.budget = self.rates[self.fills].value, 0.0
+        else:
+            self.budget -= max(self.regret, 0.0)
+            self._wait = min(2 * self._wait, self.rarest)
+            self._switch()
+
+    def _switch(self) -> None:
+        self.fills = not self.fills
+        self.phase += 1
+        self.rates[self.fills] = Rate(5 * self.enough)
+        self._unsettled = 0.0
+
+    # -- what a step is worth ------------------------------------------------------------------------------------------
+
+    def _is_settled(self, step: Step, seconds: float) -> bool:
+        if not step.settled:
+            self._unsettled += seconds
+        return step.settled or self._unsettled > self.rarest
+
+    def _decoding_seconds(self, step: Step) -> float:
+        """The step's time without what its prefill took; 0 for a step that is mostly prefill."""
+        if not step.prefill_tokens:
+            return step.seconds
+        if step.prefill_tokens > step.tokens:
+            return 0.0
+        rate = self.rates[self.fills].value or self._usual
+        if not rate:
+            return step.seconds
+        self._prefill_seconds = 0.98 * self._prefill_seconds + max(step.seconds - step.tokens / rate, 0.0)
+        self._prefill_tokens = 0.98 * self._prefill_tokens + step.prefill_tokens
+        return max(step.seconds - step.prefill_tokens * self._prefill_seconds / self._prefill_tokens, 0.0)
+
+    # -- what it has learned -------------------------------------------------------------------------------------------
+
+    def learned(self) -> dict:
+        inner = None if self.policy.kind is None else self.policy.learned()
+        return {"fills": self.fills != self.on_trial, "policy": [self.policy.kind, inner]}
+
+    def restore(self, learned: dict) -> None:
+        kind, inner = learned["policy"]
+        if kind != self.policy.kind:
+            raise ValueError(f"it guarded a {kind}, not a {self.policy.kind}")
+        if kind is not None:
+            self.policy.restore(inner)
+        self.fills = bool(learned["fills"])

@@ -1,0 +1,45 @@
+"""What the policy has learned, kept in a file from one start of the server to the next."""
+
+import time
+from pathlib import Path
+
+from vllm.logger import init_logger
+
+from feather.agent import Policy
+
+logger = init_logger("vllm.feather")
+
+_EVERY = 60.0  # seconds between two saves
+
+
+class Memory:
+    """Never in the way: whatever goes wrong with the file is a warning, and serving goes on.
+
+    Args:
+        path: of the file; "" for none.
+        rank: of the data-parallel engine; each learns for itself, in a file of its own.
+    """
+
+    def __init__(self, path: str, rank: int = 0):
+        self._path = Path(f"{path}.{rank}" if rank else path).expanduser() if path else None
+        self._saved = time.monotonic()
+
+    def recall(self, policy: Policy) -> None:
+        if self._path is None or policy.kind is None:
+            return
+        try:
+            policy.load(self._path)
+        except FileNotFoundError:
+            logger.info("Feather starts without experience and will keep it in %s", self._path)
+        except (ValueError, OSError) as error:
+            logger.warning("Feather starts without experience: %s", error)
+
+    def keep(self, policy: Policy, now: bool = False) -> None:
+        """Save, unless it was done less than a minute ago and is not wanted ``now``."""
+        if self._path is None or policy.kind is None or not (now or time.monotonic() - self._saved > _EVERY):
+            return
+        self._saved = time.monotonic()
+        try:
+            policy.save(self._path)
+        except (ValueError, OSError) as error:
+            logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
