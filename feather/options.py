@@ -1,6 +1,7 @@
 """The options of the scheduler, the same for every engine, refused by name when wrong."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -77,5 +78,5 @@ class Options:
             return NeverStop()
         return Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
 
-    def make_former(self) -> BatchFormer:
-        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait)
+    def make_former(self, clock: Callable[[], float] = time.monotonic) -> BatchFormer:
+        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, clock)

@@ -1,5 +1,7 @@
 """vLLM's own scheduler with Feather's waiting queue in place of its own."""
 
+import time
+
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -21,6 +23,8 @@ class FeatherScheduler(AsyncScheduler):
     of the run, with one error in the log; ``fallback`` then says why.
     """
 
+    clock = staticmethod(time.monotonic)  # what Feather takes for the time, in seconds
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.vllm_config.max_concurrent_batches > 1 and not self.scheduler_config.async_scheduling:
@@ -38,7 +42,7 @@ class FeatherScheduler(AsyncScheduler):
             return prefix_path(request, options.chunk_size, self.hash_block_size)
 
         by_priority = self.policy is SchedulingPolicy.PRIORITY
-        return FeatherQueue(options.make_former(), path_of, lambda: self.running, by_priority, options.decision_budget)
+        return FeatherQueue(options.make_former(self.clock), path_of, lambda: self.running, by_priority, options.decision_budget)
 
     def schedule(self, *args, **kwargs) -> SchedulerOutput:
         if isinstance(self.waiting, FeatherQueue):
