@@ -62,11 +62,11 @@ class Run:
 
 def joined(runs: list[Run]) -> Run:
     """Runs one after the other as if they were one."""
-    fields = {}
-    for name in Run.__dataclass_fields__:
+    kind, fields = type(runs[0]), {}
+    for name in kind.__dataclass_fields__:
         values = [getattr(run, name) for run in runs]
         fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-    return Run(**fields)
+    return kind(**fields)
 
 
 @dataclass
@@ -194,7 +194,7 @@ class Engine:
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
                 step_seconds.append(ended - began)
-                neighbours.append(_like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
+                neighbours.append(like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
                 if output.finished:
@@ -223,7 +223,8 @@ class Engine:
         )
 
 
-def _like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+def like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+    """Share of adjacent rows that are of one prefix group."""
     order = [groups[id_] for id_ in rows if id_ in groups]
     if len(order) < 2:
         return float("nan")
