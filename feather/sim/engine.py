@@ -77,6 +77,8 @@ class SimEngine:
     memory_share: float = 0.92
     """of the device's memory that may be used (``gpu_memory_utilization``; vLLM 0.31's default)"""
     prefix_caching: bool = True
+    free_prefill: bool = False
+    """True: a prompt costs as much as one token, to tell what recomputed prefill contributes"""
     scheduling: str = "recorded"
     """scheduling time: "recorded" (the cost table; runs are identical), "measured" (as it takes on this machine now) or
     "free" """
@@ -101,8 +103,12 @@ class SimEngine:
         return self.kv_blocks * self.block_size
 
     @property
-    def provenance(self) -> dict[str, str]:
-        return {"device": f"{self._device.name} (modelled), {self.kernel} attention"}
+    def device_name(self) -> str:
+        return f"{self._device.name}, {self.kernel} attention"
+
+    @property
+    def cascade(self) -> bool:
+        return self.kernel == "cascade"
 
     def _kv_bytes(self) -> float:
         device, shape = self._device, self._shape
@@ -153,21 +159,19 @@ class SimEngine:
         self._hasher = BlockHasher(self.block_size) if self.prefix_caching else None
 
     def warm(self, prefixes: list[list[int]]) -> None:
-        """Put the prefixes into the prefix cache, one request each, as far as it holds them; warm workloads find them there
-        from now on."""
-        from feather.studies.scheduler import ARMS
-
+        """Every warm workload finds these prefixes in the prefix cache from now on, as far as it holds them: each run begins
+        with one request for each of them, whose time does not count."""
         self._warm = prefixes
-        self._drive(Workload([Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]), ARMS["FCFS"])
-        self.scheduler.warmed = prefixes
 
     def run(self, workload: Workload, arm) -> SimRun:
-        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache as the workload wants it."""
-        if not workload.warm:
-            self.scheduler.reset_prefix_cache()
-            self.scheduler.warmed = []
-        elif self._warm and not self.scheduler.warmed:
-            self.warm(self._warm)
+        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache that holds what ``warm`` was given,
+        or nothing, as the workload wants it, and nothing of earlier runs."""
+        from feather.studies.scheduler import ARMS
+
+        self.scheduler.reset_prefix_cache()
+        self.scheduler.warmed = self._warm if workload.warm else []
+        if self.scheduler.warmed:
+            self._drive(Workload([Prompt(tokens + [0], group, 1) for group, tokens in enumerate(self._warm)]), ARMS["FCFS"])
         return self._drive(workload, arm)
 
     # -- the clock and the loop ----------------------------------------------------------------------------------------
@@ -204,6 +208,7 @@ class SimEngine:
             if not scheduled:
                 raise RuntimeError(f"{arm.name}: {waiting} requests wait, {len(scheduler.running)} run, and nothing was scheduled")
             batch = self._batch(batch, rows, shared, scheduled, requests)
+            self.last_batch = batch
             step = scheduler.steps[-1]
             began = time.perf_counter()
             self._deliver(output, requests)
@@ -235,7 +240,7 @@ class SimEngine:
         for id_ in [*came, *(id_ for id_, tokens in scheduled.items() if tokens > 1 and id_ not in came)]:
             shared.put(id_, blocks_of(id_)[0][: requests[id_].num_computed_tokens // self.block_size])
         contexts = [requests[id_].num_computed_tokens for id_ in rows.ids]
-        return shared.batch(rows.ids, contexts, [scheduled[id_] for id_ in rows.ids] if prefill else None)
+        return shared.batch(rows.ids, contexts, [scheduled[id_] for id_ in rows.ids] if prefill and not self.free_prefill else None)
 
     def _deliver(self, output, requests: dict) -> None:
         """Give the scheduler a token for every request whose prefill is through."""

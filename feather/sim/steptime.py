@@ -53,7 +53,9 @@ class StepTime(NamedTuple):
     """keys and values read from DRAM"""
     kv_cache_bytes: float
     """keys and values that the cores read, from the last-level cache or through it"""
-    flop: float
+    linear_flop: float
+    attention_flop: float
+    """of the padded queries, as the kernel computes them"""
     cascade: bool
     """the cascade kernel ran"""
 
@@ -157,7 +159,7 @@ class StepModel:
         busy = linear + attention
         seconds = max(busy + host, host_seconds) if device.overlaps else busy + host + host_seconds
         return StepTime(seconds, linear, attention, host + host_seconds, weight_bytes, dram_bytes, cache_bytes,
-                        attention_flop + linear_flop, sweep.cascade)  # fmt: skip
+                        linear_flop, attention_flop, sweep.cascade)  # fmt: skip
 
     def _together(self, *seconds: float) -> float:
         return max(seconds) if self.device.overlaps else sum(seconds)
@@ -244,8 +246,8 @@ def still_cached(shared: float, private: float, capacity: float) -> float:
     + private) / capacity), as in Gelenbe, "A unified approach to the evaluation of a class of replacement algorithms"
     (IEEE Trans. Computers, 1973). Real caches lie between it and least-recently-used, whose hits drop to none at once.
     """
-    if shared <= 0 or not np.isfinite(capacity):
-        return 1.0
+    if capacity <= 0:
+        return 0.0
     if private <= 0 and shared <= capacity:
         return 1.0
     hit = 0.0

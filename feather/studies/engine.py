@@ -73,6 +73,9 @@ def joined(runs: list[Run]) -> Run:
 class Engine:
     """vLLM with random weights and the studies' scheduler; starts in 10 to 25 s, so make one and reuse it.
 
+    ``Engine("sim", …)`` gives the modelled device instead (``feather.sim.engine.SimEngine``, which has the same surface),
+    with options of its own, so that a study is written once for all backends.
+
     Raises ValueError where the backend cannot run here, MemoryError where the KV cache does not fit.
     """
 
@@ -92,6 +95,14 @@ class Engine:
     seed: int = 0
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
+
+    def __new__(cls, backend: str = "auto", *arguments, **options):
+        if backend != "sim":
+            return super().__new__(cls)
+        from feather.sim.engine import SimEngine
+
+        options.pop("kv_gib", None)  # as on a GPU: what the weights leave
+        return SimEngine(*arguments, **options)
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
