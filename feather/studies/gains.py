@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from feather.sim.engine import SimEngine
-from feather.sim.hardware import DEVICES, GB
+from feather.sim.hardware import DEVICES
 from feather.studies.engine import Run
 from feather.studies.scale import MAIN
 from feather.studies.scheduler import ARMS
@@ -44,7 +44,7 @@ def world(mechanisms: tuple[str, ...], model: str, max_batch: int, device: str =
     if "locality" not in mechanisms:
         chosen = replace(chosen, cache_bytes=0.0, concurrent_rows=1)
     if "memory" not in mechanisms:
-        chosen = replace(chosen, memory_bytes=max(10 * chosen.memory_bytes, 1000 * GB))
+        chosen = replace(chosen, memory_bytes=10 * chosen.memory_bytes)
     return SimEngine(model, max_batch, device=chosen, kernel="cascade" if "cascade" in mechanisms else "paged",
                      free_prefill="prefill" not in mechanisms)  # fmt: skip
 
