@@ -2,7 +2,7 @@
 
 The table (``data/calibration/scheduling_costs.csv``, written by ``python -m benchmarks.scheduling_costs``) holds measured
 steps of vLLM's real scheduler under every kind of queue. A step's cost is linear in what it had to do; the coefficients are
-a non-negative least-squares fit, relative to each row's time, made anew whenever the table is read.
+a non-negative least-squares fit of the relative error, made anew whenever the table is read.
 """
 
 from functools import cache
@@ -14,6 +14,7 @@ from scipy.optimize import nnls
 
 COLUMNS = ["queue", "running", "waiting", "arrived", "admitted", "prompt_tokens", "queue_ms", "engine_ms"]
 TABLE = Path(__file__).resolve().parents[2] / "data" / "calibration" / "scheduling_costs.csv"
+_NEGLIGIBLE = 1e-4  # seconds: errors below are as good as none
 
 
 def kind_of(arm) -> str:
@@ -47,9 +48,10 @@ def fitted(table: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def _fit(rows: pd.DataFrame, taken_ms: pd.Series) -> np.ndarray:
     features = np.array([_features(*row) for row in rows[COLUMNS[1:6]].to_numpy()])
     taken = taken_ms.to_numpy() / 1e3
-    scale = np.maximum(taken, 1e-6)[:, None]
+    scale = np.maximum(taken, _NEGLIGIBLE)[:, None]
     return nnls(features / scale, taken / scale[:, 0])[0]
 
 
 def _features(running: int, waiting: int, arrived: int, admitted: int, prompt_tokens: int) -> np.ndarray:
-    return np.array([1, running, waiting, arrived, admitted, waiting * prompt_tokens, running * prompt_tokens], float)
+    counts = np.array([running, waiting, arrived, admitted], float)
+    return np.concatenate([[1.0], counts, counts * prompt_tokens])
