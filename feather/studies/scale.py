@@ -47,12 +47,13 @@ class Setting:
         return grouped(prefixes, even_sizes(self.requests, len(prefixes)), seed, 20 + own, self.decode_tokens, self.requests_per_s or None)
 
 
-def sweep(vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), **fixed) -> list[Condition]:
-    """A condition for every value of the ``Setting`` field ``vary`` under every arm, the other fields as ``fixed``."""
-    return [_condition(replace(Setting(**fixed), **{vary: value}), arm) for value in values for arm in arms]
+def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), **fixed) -> list[Condition]:
+    """A condition of ``figure`` for every value of the ``Setting`` field ``vary`` under every arm, the other fields as
+    ``fixed``."""
+    return [_condition(figure, replace(Setting(**fixed), **{vary: value}), arm) for value in values for arm in arms]
 
 
-def _condition(setting: Setting, arm: Arm) -> Condition:
+def _condition(figure: str, setting: Setting, arm: Arm) -> Condition:
     engine = _engine(setting.model, setting.batch, setting.device, setting.kernel)
 
     def run(seed: int):
@@ -60,7 +61,7 @@ def _condition(setting: Setting, arm: Arm) -> Condition:
         engine.warm(prefixes)
         return engine.run(setting.workload(prefixes, seed), arm)
 
-    return Condition(arm.name, asdict(setting), run, engine)
+    return Condition(arm.name, {"figure": figure, **asdict(setting)}, run, engine)
 
 
 @cache
