@@ -8,9 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = ["core", "vllm", "studies", "artifact"]
 CORE = {"hashing", "cht", "agent", "former", "options"}
+STEP_MODEL = {"feather.sim", "feather.sim.hardware", "feather.sim.steptime"}  # the rest of feather.sim drives an engine, as studies do
 
 
 def layer(module: str) -> int:
+    if module.startswith("feather.sim"):
+        return 0 if module in STEP_MODEL else LAYERS.index("studies")
     part = module.split(".")[1] if "." in module else "core"
     return 0 if part in CORE or part == "core" else LAYERS.index(part)
 

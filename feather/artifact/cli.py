@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         if options.profile not in plan.PROFILES:
             raise ValueError(f"--profile {options.profile!r} is not one of: {', '.join(plan.PROFILES)}")
         backend, reason = machine.choose_backend(options.backend)
-        jobs = plan.make_jobs(plan.choose_notebooks(options.only), options.profile, backend)
+        jobs = plan.make_jobs(plan.choose_for_backend(options.only, backend), options.profile, backend)
         if options.list:
             return list_jobs(jobs)
         plan.check_machine(jobs, backend)

@@ -77,12 +77,24 @@ def choose_notebooks(only: str | None) -> list[str]:
     return sorted(chosen)
 
 
+def choose_for_backend(only: str | None, backend: str) -> list[str]:
+    """As ``choose_notebooks``; where none is named, those that ``notebooks/profiles.toml`` offers for the backend: what
+    times this machine makes no sense on a modelled one, and the other way round."""
+    names = choose_notebooks(only)
+    if only is not None:
+        return names
+    profiles = _profiles()
+    return [name for name in names if backend in profiles.get(name, {})] or names
+
+
 def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
     """Jobs with the parameters that ``notebooks/profiles.toml`` gives for the profile and the backend; what it leaves
     out stands in the notebook's own parameters cell. Raises ValueError where it has no such profile of a notebook."""
-    profiles = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text())
+    profiles = _profiles()
     jobs = []
     for name in names:
+        if name in profiles and backend not in profiles[name]:
+            raise ValueError(f"{name} is not for backend {backend!r}: it runs on {', '.join(profiles[name])}")
         of_backend = profiles.get(name, {}).get(backend, {})
         if profile not in of_backend:
             there = ", ".join(of_backend) or "none"
@@ -91,6 +103,15 @@ def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
         seconds = chosen.pop("expected_seconds", 60)
         jobs.append(Job(name, profile, {"backend": backend, **chosen}, seconds))
     return jobs
+
+
+def runs_here(name: str) -> bool:
+    """Whether a notebook measures, rather than models."""
+    return bool(_profiles().get(name, {"cpu": {}}).keys() & {"cpu", "gpu"})
+
+
+def _profiles() -> dict:
+    return tomllib.loads((NOTEBOOKS / "profiles.toml").read_text())
 
 
 def check_machine(jobs: list[Job], backend: str) -> None:

@@ -69,7 +69,7 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
 def _why_not_run(claim_id: str) -> str:
     for name in plan.notebook_names():
         if f'"{claim_id}"' in _code(name):
-            return f"./run_all.sh --only {name.split('_')[0]}"
+            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim")
     return "no study of it in this version"
 
 

@@ -62,16 +62,19 @@ class Run:
 
 def joined(runs: list[Run]) -> Run:
     """Runs one after the other as if they were one."""
-    fields = {}
-    for name in Run.__dataclass_fields__:
+    kind, fields = type(runs[0]), {}
+    for name in kind.__dataclass_fields__:
         values = [getattr(run, name) for run in runs]
         fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-    return Run(**fields)
+    return kind(**fields)
 
 
 @dataclass
 class Engine:
     """vLLM with random weights and the studies' scheduler; starts in 10 to 25 s, so make one and reuse it.
+
+    ``Engine("sim", …)`` gives the modelled device instead (``feather.sim.engine.SimEngine``, which has the same surface),
+    with options of its own, so that a study is written once for all backends.
 
     Raises ValueError where the backend cannot run here, MemoryError where the KV cache does not fit.
     """
@@ -92,6 +95,14 @@ class Engine:
     seed: int = 0
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
+
+    def __new__(cls, backend: str = "auto", *arguments, **options):
+        if backend != "sim":
+            return super().__new__(cls)
+        from feather.sim.engine import SimEngine
+
+        options.pop("kv_gib", None)  # as on a GPU: what the weights leave
+        return SimEngine(*arguments, **options)
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
@@ -194,7 +205,7 @@ class Engine:
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
                 step_seconds.append(ended - began)
-                neighbours.append(_like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
+                neighbours.append(like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
                 if output.finished:
@@ -223,7 +234,8 @@ class Engine:
         )
 
 
-def _like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+def like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+    """Share of adjacent rows that are of one prefix group."""
     order = [groups[id_] for id_ in rows if id_ in groups]
     if len(order) < 2:
         return float("nan")

@@ -1,13 +1,15 @@
 """How every figure looks, and the line under it that says what its numbers are."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from feather.studies.stats import ratio
 
 # Every policy keeps its colour and marker in all figures.
-POLICIES = ("FCFS", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table")
+POLICIES = ("FCFS", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
+            "Feather (threshold, patient)")
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
@@ -98,3 +100,41 @@ def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.Data
             if policy != base and policy in here and here[policy].notna().any():
                 rows.append({by: place, "policy": policy, **ratio(here[policy], here[base])._asdict()})
     return pd.DataFrame(rows)
+
+
+def agreement(table: pd.DataFrame, x: str, y: str, hue: str, title: str, xlabel: str, ylabel: str):
+    """Points of ``y`` against ``x`` on logarithmic axes, and the line on which they are equal with 15 % to either side."""
+    figure, axes = plt.subplots(figsize=(5.4, 5))
+    sns.scatterplot(table, x=x, y=y, hue=hue, style=hue, ax=axes)
+    ends = np.array([table[[x, y]].min().min() * 0.8, table[[x, y]].max().max() * 1.25])
+    axes.plot(ends, ends, color="0.4", lw=1)
+    axes.fill_between(ends, ends * 0.85, ends * 1.15, color="0.4", alpha=0.15, lw=0)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", xlim=ends, ylim=ends)
+    axes.legend(title=None, frameon=False)
+    return figure
+
+
+def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
+    """Bars of the ratio ``median`` with its interval for every ``world``, a group of bars for every ``claim``, and what was
+    published (``marks``: claim → ratio) as a line over the group; logarithmic."""
+    figure, axes = plt.subplots(figsize=(9.6, 4.6))
+    claims, names = list(ratios["claim"].unique()), list(ratios["world"].unique())
+    width = 0.84 / len(names)
+    colours = sns.color_palette("colorblind", len(names))
+    for number, name in enumerate(names):
+        data = ratios[ratios["world"] == name].set_index("claim").reindex(claims)
+        at = [place + (number - (len(names) - 1) / 2) * width for place in range(len(claims))]
+        spread = [data["median"] - data["low"], data["high"] - data["median"]]
+        axes.bar(at, data["median"] - 1, width, bottom=1, yerr=spread, label=name, color=colours[number], error_kw={"lw": 1})
+    for place, claim in enumerate(claims):
+        axes.hlines(marks[claim], place - 0.45, place + 0.45, color="0.2", lw=1.5, ls="--", label="published" if place == 0 else None)
+    axes.axhline(1, color="0.2", lw=1)
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if tick < 2 * max(ratios["high"].max(), *marks.values())]
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(claims)), claims)
+    axes.set(title=title, ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure

@@ -30,8 +30,6 @@ def choose_backend(wanted: str = "auto") -> tuple[str, str]:
         return ("gpu", f"a CUDA GPU is present: {gpu}") if gpu else ("cpu", "no CUDA GPU was found (nvidia-smi lists none)")
     if wanted == "gpu" and not gpu:
         raise ValueError("backend 'gpu': no CUDA GPU found (nvidia-smi lists none); use 'cpu'")
-    if wanted == "sim":
-        raise ValueError("backend 'sim': the modelled GPU is not part of this version yet; use 'cpu' or 'gpu'")
     if wanted not in BACKENDS:
         raise ValueError(f"backend {wanted!r} is not one of: auto, {', '.join(BACKENDS)}")
     return wanted, "it was asked for"
@@ -78,6 +76,8 @@ def cpu_model() -> str:
 
 def device(backend: str) -> str:
     """One line that names the device a backend runs on."""
+    if backend == "sim":
+        return "modelled"
     if backend == "gpu":
         return cuda_gpu() or "no CUDA GPU"
     l3 = cache_sizes().get("L3")
@@ -118,9 +118,9 @@ def revision() -> str:
     return head.strip() + ("+" if changed.strip() else "")
 
 
-def provenance(backend: str) -> dict[str, str]:
+def provenance(backend: str, device_name: str | None = None) -> dict[str, str]:
     """What every row says of where it comes from."""
-    return {"backend": backend, "device": device(backend), "engine": engine_version(), "revision": revision()}
+    return {"backend": backend, "device": device_name or device(backend), "engine": engine_version(), "revision": revision()}
 
 
 def describe() -> dict[str, str]:

@@ -28,6 +28,8 @@ class Condition:
     parameters: dict
     run: Callable[[int], Run]
     """seed → run; conditions given the same seed get the same requests"""
+    engine: Engine | None = None
+    """what it runs on, where a study has several engines"""
 
 
 class Study:
@@ -40,7 +42,7 @@ class Study:
     def __init__(self, name: str, engine: Engine | None, out: str | Path):
         self.name = name
         self.engine = engine
-        self.provenance = machine.provenance(engine.backend if engine else "cpu")
+        self.provenance = _provenance(engine) if engine else machine.provenance("cpu")
         self.out = Path(out)
         for folder in ("results", "figures"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
@@ -61,28 +63,40 @@ class Study:
             self._measured.add(name)
         first = len(self._rows)
         order = np.random.default_rng(seed)
-        conditions[0].run(seed)
+        if self.provenance["backend"] != "sim":  # a modelled device has nothing to get warm
+            conditions[0].run(seed)
         with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
             for repeat in range(repeats):
                 for index in order.permutation(len(conditions)):
                     self._record(conditions[index], repeat, seed + repeat)
                     bar.update()
-        self._save()
-        return frame(self._rows[first:])
+        return self.rows(first)
 
     def _record(self, condition: Condition, repeat: int, seed: int) -> None:
         for metric, (value, unit) in condition.run(seed).metrics().items():
-            self.row(condition.policy, condition.parameters, metric, value, unit, repeat, seed)
+            self.row(condition.policy, condition.parameters, metric, value, unit, repeat, seed, condition.engine)
 
-    def row(self, policy: str, parameters: dict, metric: str, value: float, unit: str, repeat: int, seed: int = 0) -> None:
+    def row(self, policy: str, parameters: dict, metric: str, value: float, unit: str, repeat: int, seed: int = 0,
+            engine: Engine | None = None) -> None:  # fmt: skip
         """Keep one measurement; for one that ``measure`` did not make."""
-        if self.engine:
-            parameters = {**parameters, "model": self.engine.model, "max batch": self.engine.max_batch}
+        provenance, engine = _provenance(engine) if engine else self.provenance, engine or self.engine
+        if engine:
+            parameters = {**parameters, "model": engine.model, "max batch": engine.max_batch}
         self._rows.append(
             {"study": self.name, "policy": policy, "parameters": json.dumps(parameters), "metric": metric, "value": value,
-             "unit": unit, "repeat": repeat, "seed": seed, **self.provenance,
+             "unit": unit, "repeat": repeat, "seed": seed, **provenance,
              "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
         )
+
+    @property
+    def kept(self) -> int:
+        """Rows kept so far."""
+        return len(self._rows)
+
+    def rows(self, first: int = 0) -> pd.DataFrame:
+        """The rows kept since there were ``first`` of them, parameters as columns; writes them to the file, too."""
+        self._save()
+        return frame(self._rows[first:])
 
     def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None) -> str:
         """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
@@ -117,6 +131,10 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def _provenance(engine: Engine) -> dict[str, str]:
+    return machine.provenance(engine.backend, getattr(engine, "device_name", None))
 
 
 def frame(rows: list[dict]) -> pd.DataFrame:

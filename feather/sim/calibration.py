@@ -1,0 +1,114 @@
+"""This machine's CPU as a modelled device: its constants fitted to measured engine steps, and tried on others.
+
+``data/calibration/cpu_steps.csv`` (written by ``python -m benchmarks.cpu_steps --write``) holds the steps. Which of them are
+fitted and which held out is part of the measurement's plan, below: the held-out ones have other group counts, prefix lengths
+and batch sizes.
+"""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from feather.sim.hardware import Device
+from feather.sim.steptime import Batch, StepModel
+from feather.studies.model import TINY_LLAMA
+from feather.studies.workloads import even_sizes, grouped, make_prefixes
+
+STEPS = Path(__file__).resolve().parents[2] / "data" / "calibration" / "cpu_steps.csv"
+SUFFIX, DECODE = 20, 10  # tokens
+
+
+class Point(NamedTuple):
+    """One batch to measure. ``groups`` 0: a single cold prompt, whose prefill is timed."""
+
+    held_out: bool
+    batch: int
+    groups: int
+    prefix_tokens: int
+    rows: str
+
+
+def plan() -> list[Point]:
+    """20 + 3 points to fit, 42 + 2 held out."""
+    points = []
+    for held_out, batches, groups, lengths, cold in (
+        (False, (8, 32), (1, 2, 8), (2000, 8000), (500, 2000, 8000)),
+        (True, (16, 48), (1, 3, 4, 6), (1000, 4000, 12_000), (1000, 4000)),
+    ):
+        for batch, count, length in product(batches, groups, lengths):
+            points += [Point(held_out, batch, count, length, rows) for rows in ("shuffled", "side by side")[: 1 + (count > 1)]]
+        points += [Point(held_out, 1, 0, length, "cold") for length in cold]
+    return points
+
+
+def batch_of(point: Point, seed: int) -> Batch:
+    """The rows of a measured step, as the engine had them: in order of arrival, since all were admitted to an empty batch;
+    their contexts as in the middle of the decoding."""
+    if not point.groups:
+        return Batch([point.prefix_tokens], None, [()], new=[point.prefix_tokens])
+    order = [prompt.group for prompt in workload_of(point, seed).prompts]
+    contexts = np.full(point.batch, point.prefix_tokens + SUFFIX + DECODE / 2)
+    return Batch(contexts, order, [[(group, point.prefix_tokens)] for group in range(point.groups)])
+
+
+def workload_of(point: Point, seed: int):
+    prefixes = make_prefixes(point.groups, point.prefix_tokens)
+    return grouped(prefixes, even_sizes(point.batch, point.groups), seed, SUFFIX, DECODE, shuffled=point.rows == "shuffled")
+
+
+def this_cpu(rows: pd.DataFrame, heads_at_once: bool = True) -> Device:
+    """A device whose rates are fitted to the rows that are not held out: seconds per step, per row, per byte of keys and
+    values read, per byte of them from DRAM, per FLOP of the linear layers and of prefill attention: a non-negative
+    least-squares fit of the *relative* error. Two cores work on two rows at a time and hide no latency, so times add up.
+    The size of the last-level cache is the one that the kernel tells."""
+    fitted = rows[~rows["held_out"]]
+    unit = _unit_device(rows, heads_at_once)
+    model = StepModel(unit, TINY_LLAMA)
+    features = np.array([_features(model, batch_of(*_point(row))) for row in fitted.itertuples()])
+    taken = fitted["step_ms"].to_numpy() / 1e3
+    step, row, cache, dram, linear, attention = nnls(features / taken[:, None], np.ones(len(taken)))[0]
+    return replace(
+        unit,
+        step_seconds=step,
+        row_seconds=row,
+        cache_rate=1 / cache if cache else np.inf,
+        memory_rate=1 / dram if dram else np.inf,
+        flop_rate=1 / linear if linear else np.inf,
+        attention_share=linear / attention if attention else np.inf,
+    )
+
+
+def _unit_device(rows: pd.DataFrame, heads_at_once: bool) -> Device:
+    device = rows["device"].iloc[0]
+    return Device(
+        device, memory_bytes=np.inf, memory_rate=1.0, cache_bytes=float(rows["l3_bytes"].iloc[0]), cache_rate=1.0, flop_rate=1.0,
+        gemm_share=1.0, attention_share=1.0, concurrent_rows=2, query_tile=1, heads_at_once=heads_at_once, overlaps=False,
+        sources=dict.fromkeys(("memory_rate", "cache_rate", "flop_rate", "attention_share", "step_seconds", "row_seconds"),
+                              "fitted to data/calibration/cpu_steps.csv")
+        | {"cache_bytes": "told by the kernel", "memory_bytes": "not modelled", "gemm_share": "part of flop_rate",
+           "concurrent_rows": "number of cores", "query_tile": "no padding", "heads_at_once": "better of both on the fitted points",
+           "overlaps": "cores wait for memory"},
+    )  # fmt: skip
+
+
+def _features(model: StepModel, batch: Batch) -> list[float]:
+    time = model.time(batch)
+    return [1.0, batch.rows, time.kv_cache_bytes, time.kv_dram_bytes, time.linear_flop, time.attention_flop]
+
+
+def _point(row) -> tuple[Point, int]:
+    return Point(row.held_out, row.batch, row.groups, row.prefix_tokens, row.rows), row.seed
+
+
+def predicted(device: Device, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, one per point (median over the repeats), with the modelled time and its relative error."""
+    model = StepModel(device, TINY_LLAMA)
+    told = rows.assign(model_ms=[model.time(batch_of(*_point(row))).seconds * 1e3 for row in rows.itertuples()])
+    keys = ["held_out", "batch", "groups", "prefix_tokens", "rows"]
+    table = told.groupby(keys, as_index=False)[["step_ms", "model_ms"]].median()
+    return table.assign(error=table["model_ms"] / table["step_ms"] - 1)

@@ -1,0 +1,304 @@
+"""The modelled device: the step model by hand, its rows against brute force, and runs of vLLM's real scheduler on it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from feather.sim.hardware import DEVICES, RTX_6000_ADA
+from feather.sim.rows import Rows, SharedBlocks
+from feather.sim.steptime import Batch, StepModel, still_cached
+from feather.studies.model import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
+
+PREFIX, OWN = 10_000, 40
+BYTES = LLAMA_3_8B.kv_bytes_per_token
+
+
+def batch(sizes, prefix=PREFIX, own=OWN, shuffled=True):
+    members = np.repeat(np.arange(len(sizes)), sizes)
+    if shuffled:
+        members = np.random.default_rng(0).permutation(members)
+    return Batch(np.full(sum(sizes), prefix + own), members, [[(group, prefix)] for group in range(len(sizes))])
+
+
+# -- the time of a step ------------------------------------------------------------------------------------------------
+
+
+def test_a_decode_step_by_hand():
+    one = StepModel(RTX_6000_ADA, LLAMA_3_8B, "paged").time(batch([1]))
+    weights = 2 * (32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336) + 128_256 * 4096)
+    assert one.weight_bytes == weights
+    assert one.linear_seconds == pytest.approx(weights / 960e9)
+    assert one.kv_dram_bytes == one.kv_cache_bytes == (PREFIX + OWN) * 131_072
+    assert one.attention_seconds == pytest.approx((PREFIX + OWN) * 131_072 / 960e9)
+    assert one.seconds == pytest.approx(one.linear_seconds + one.attention_seconds)
+
+
+def test_what_rows_share_comes_from_dram_once_but_is_read_by_each():
+    shared, apart = (StepModel(RTX_6000_ADA, LLAMA_3_8B).time(batch(sizes)) for sizes in ([8], [1] * 8))
+    assert shared.kv_dram_bytes == (PREFIX + 8 * OWN) * BYTES and apart.kv_dram_bytes == 8 * (PREFIX + OWN) * BYTES
+    assert shared.kv_cache_bytes == apart.kv_cache_bytes == 8 * (PREFIX + OWN) * BYTES
+
+
+def test_prefixes_that_outgrow_the_cache_are_fetched_again_by_later_waves_and_side_by_side_they_are_not():
+    model = StepModel(RTX_6000_ADA, LLAMA_3_8B)
+    swept = {groups: model.time(batch([600 // groups] * groups)).kv_dram_bytes / BYTES - 600 * OWN for groups in (2, 100)}
+    assert swept[2] == pytest.approx(2 * PREFIX, rel=0.15) and swept[100] > 200 * PREFIX
+    ordered = model.time(batch([6] * 100, shuffled=False)).kv_dram_bytes / BYTES - 600 * OWN
+    assert ordered < 110 * PREFIX
+
+
+def test_cascade_runs_for_all_rows_or_for_none_and_packing_for_each_group():
+    def attention(kernel, sizes):
+        return StepModel(RTX_6000_ADA, LLAMA_3_8B, kernel).time(batch(sizes))
+
+    assert attention("cascade", [500]).cascade and not attention("cascade", [499, 1]).cascade
+    assert attention("cascade", [499, 1]).seconds == attention("paged", [499, 1]).seconds
+    assert attention("cascade", [500]).seconds < attention("paged", [500]).seconds / 2
+    assert attention("packed", [499, 1]).seconds < attention("cascade", [499, 1]).seconds / 2
+    # passes over the prefix: 500 rows × 4 query heads to a KV head in tiles of 64, against one a row
+    assert attention("packed", [500]).kv_cache_bytes == (32 * PREFIX + 500 * OWN) * BYTES
+
+
+@pytest.mark.parametrize("rows, common, runs", [(8, 10_000, True), (7, 10_000, False), (8, 255, False), (8, 256, True)])
+def test_cascade_needs_eight_rows_and_256_common_tokens(rows, common, runs):
+    found = StepModel(RTX_6000_ADA, LONGCHAT_13B, "cascade").time(batch([rows], prefix=common))
+    assert found.cascade == runs
+
+
+def test_a_prefix_tree_is_common_as_far_as_its_root():
+    paths = [[("root", 5000), (leaf, 5000)] for leaf in "ab"]
+    tree = Batch(np.full(20, 10_040), [0, 1] * 10, paths)
+    assert tree.common_tokens == 5000
+    assert StepModel(RTX_6000_ADA, LLAMA_3_8B).time(tree).kv_dram_bytes == (15_000 + 20 * 40) * BYTES
+
+
+def test_prefill_is_bound_by_compute():
+    prompt = Batch([8000], None, [()], new=[8000])
+    found = StepModel(RTX_6000_ADA, LLAMA_3_8B).time(prompt)
+    assert found.linear_seconds == pytest.approx((8000 * LLAMA_3_8B.body_bytes + LLAMA_3_8B.head_bytes) / (364.25e12 * 0.85))
+    causal = 4 * 32 * 32 * 128 * 8000 * 8000 / 2
+    assert found.attention_flop == pytest.approx(causal)
+
+
+def test_decoding_on_is_as_good_as_a_new_batch():
+    model, grown = StepModel(RTX_6000_ADA, LLAMA_3_8B), batch([20, 20])
+    model.time(grown)
+    grown.private_tokens += 40 * 7
+    assert model.time(grown).seconds == pytest.approx(model.time(batch([20, 20], own=OWN + 7)).seconds, rel=1e-3)
+
+
+def test_scheduling_hides_behind_a_gpu_and_adds_up_on_a_cpu():
+    cpu = replace(RTX_6000_ADA, overlaps=False)
+    for device, more in ((RTX_6000_ADA, 0), (cpu, 0.01)):
+        model = StepModel(device, LLAMA_3_8B)
+        assert model.time(batch([100]), host_seconds=0.01).seconds == pytest.approx(model.time(batch([100])).seconds + more)
+    assert StepModel(RTX_6000_ADA, LLAMA_3_8B).time(batch([1]), host_seconds=1.0).seconds == 1.0
+
+
+def test_random_replacement_keeps_all_that_fits_and_less_and_less_of_more():
+    assert still_cached(1000, 0, 1000) == 1 and still_cached(1, 0, 0) == 0
+    share = [still_cached(shared, 0, 1000) for shared in (1500, 2000, 4000)]
+    assert share == pytest.approx([0.417, 0.203, 0.020], abs=0.005)  # −W(−r exp(−r))/r at r = 1.5, 2, 4
+    assert still_cached(500, 1000, 1000) < still_cached(500, 0, 1000)
+
+
+def test_every_constant_has_a_source():
+    for device in DEVICES.values():
+        assert set(device.__dataclass_fields__) - {"name", "sources"} == set(device.sources)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (([10, 10], [0], [()]), "2 contexts, 1 members, 2 new"),
+    (([10], [0], [[("a", 11)]]), "row 0 has a context of 10 tokens on a path of 11"),
+])  # fmt: skip
+def test_a_batch_that_contradicts_itself_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Batch(*arguments)
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="attention kernel 'flash' is not one of: paged, cascade, packed"):
+        StepModel(RTX_6000_ADA, LLAMA_3_8B, "flash")
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_takes_the_lowest_free_row_and_the_rest_is_filled_from_the_end():
+    rows = Rows()
+    rows.update(list("abcdef"))
+    assert rows.update(list("acef") + ["x"]) == (["x"], ["b", "d"])
+    assert rows.ids == ["a", "x", "c", "f", "e"]
+    rows.update(["e"])
+    assert rows.ids == ["e"]
+
+
+def test_rows_are_those_of_vllms_model_runner():
+    import torch
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+    real = InputBatch(max_num_reqs=40, max_model_len=64, max_num_batched_tokens=64, device=torch.device("cpu"), vocab_size=100,
+                      block_sizes=[16], kernel_block_sizes=[16], max_num_blocks_per_req=[4])  # fmt: skip
+    rows, rng, running = Rows(), np.random.default_rng(1), []
+    for step in range(60):
+        running = [id_ for id_ in running if rng.random() < 0.8]
+        running += [f"{step}-{number}" for number in range(rng.integers(0, 40 - len(running) + 1) // 3)]
+        came, left = rows.update(running)
+        for id_ in left:
+            real.remove_request(id_)
+        for id_ in came:
+            real.add_request(CachedRequestState(id_, [1], [], SamplingParams(), None, ([0],), 0, []))
+        real.condense()
+        real.refresh_metadata()
+        assert rows.ids == real.req_ids
+
+
+def test_shared_blocks_equal_what_comparing_all_tables_finds():
+    rng, shared, tables = np.random.default_rng(2), SharedBlocks(16), {}
+    for step in range(300):
+        if tables and rng.random() < 0.4:
+            id_ = list(tables)[rng.integers(len(tables))]
+            shared.remove(id_)
+            del tables[id_]
+        else:  # a cumulative path: a block is only ever behind the same blocks
+            path, blocks = "", []
+            for _ in range(rng.integers(0, 6)):
+                path += "ab"[rng.integers(2)]
+                blocks.append(path)
+            shared.put(str(step), blocks)
+            tables[str(step)] = blocks
+        ids = list(tables)
+        found = shared.batch(ids, [16 * len(tables[id_]) + 1 for id_ in ids], None)
+        holders = {block: sum(block in table for table in tables.values()) for table in tables.values() for block in table}
+        assert found.stretches.sum() == 16 * sum(count > 1 for count in holders.values())
+        for row, id_ in enumerate(ids):
+            assert found.path_tokens[found.members[row]] == 16 * sum(holders[block] > 1 for block in tables[id_])
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workloads():
+    from feather.studies.workloads import even_sizes, grouped, make_prefixes
+
+    prefixes = make_prefixes(3, 1024)
+    return prefixes, lambda seed=1, **options: grouped(prefixes, even_sizes(24, 3), seed, **{"decode_tokens": (4, 20), **options})
+
+
+def sim(**options):
+    from feather.sim.engine import SimEngine
+
+    return SimEngine(**{"max_batch": 8, "scheduling": "free", **options})
+
+
+def test_a_run_gives_every_token_and_the_same_again(workloads):
+    from feather.studies.scheduler import ARMS
+
+    prefixes, workload = workloads
+    runs = []
+    for _ in range(2):
+        engine = sim(scheduling="recorded")
+        engine.warm(prefixes)
+        engine.run(workload(seed=5), ARMS["oracle (order)"])  # what ran before makes no difference
+        runs.append({name: engine.run(workload(requests_per_s=200.0), arm) for name, arm in ARMS.items()})
+    for name, run in runs[0].items():
+        assert run.decode_rows.sum() == run.output_tokens - 24, name
+        assert run.metrics()["prefix hits"][0] > 0.95
+        again = runs[1][name]
+        assert np.array_equal(run.step_seconds, again.step_seconds) and run.metrics() == again.metrics(), name
+    assert runs[0]["oracle (stop)"].groups.max() == 1 and runs[0]["FCFS"].groups.max() == 3
+
+
+def test_arrivals_are_waited_for_on_the_virtual_clock(workloads):
+    from feather.studies.scheduler import ARMS
+
+    prefixes, workload = workloads
+    run = sim().run(workload(requests_per_s=2.0), ARMS["FCFS"])
+    assert run.seconds > 6 and run.step_seconds.sum() < run.seconds / 2 and run.first_token.max() < 0.5
+
+
+def test_feather_sees_the_virtual_clock():
+    from feather.options import Options
+
+    engine = sim()
+    queue = engine.scheduler.make_feather_queue(Options())
+    engine.now = 1234.5
+    assert queue.former._clock() == 1234.5
+
+
+def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(workloads):
+    from feather.studies.scheduler import ARMS
+
+    prefixes, workload = workloads
+    engine = sim(kv_gib=4200 * BYTES / 2**30, max_batched_tokens=256)
+    engine.warm(prefixes)
+    run = engine.run(workload(decode_tokens=200), ARMS["FCFS"])
+    assert run.preemptions > 0 and run.evicted_blocks > 0 and run.output_tokens == 24 * 200
+    assert run.prefill_tokens.max() <= 256
+    roomy = sim(max_batched_tokens=256)
+    roomy.warm(prefixes)
+    assert roomy.run(workload(decode_tokens=200), ARMS["FCFS"]).seconds < run.seconds
+
+
+def test_a_divergent_request_ends_cascade():
+    from feather.studies.scheduler import ARMS
+    from feather.studies.workloads import grouped, make_prefixes
+
+    prefixes, engine = make_prefixes(2, 4000), sim(max_batch=100)
+    engine.warm(prefixes)
+    one, two = (engine.run(grouped(prefixes, sizes, 1, decode_tokens=16), ARMS["FCFS"]) for sizes in ([100, 0], [99, 1]))
+    assert one.cascade.all() and not two.cascade.any()
+    assert one.metrics()["decode throughput"][0] > 1.5 * two.metrics()["decode throughput"][0]
+
+
+def test_block_hashes_are_vllms_own(workloads):
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+
+    engine = sim()
+    plain = get_request_block_hasher(16, get_hash_fn_by_name("sha256"))
+    for number, prompt in enumerate(workloads[1]().prompts):
+        request = engine._request(str(number), prompt, 0.0)
+        hashes, request.block_hashes = list(request.block_hashes), []
+        assert hashes == plain(request)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"model": "longchat-13b", "device": replace(RTX_6000_ADA, memory_bytes=24e9)},
+     "longchat-13b does not fit RTX 6000 Ada: 26.0 GB of weights and .* GB of activations, 22.1 of 24 GB to use"),
+    ({"model": "gpt-5"}, "model 'gpt-5' is not one of: tiny-llama, llama-3-8b"),
+    ({"device": "tpu"}, "device 'tpu' is not one of: rtx-6000-ada, a100, h100, h200"),
+    ({"kv_gib": 100}, "kv_gib=100 does not fit: llama-3-8b leaves .* GiB of RTX 6000 Ada for KV"),
+    ({"scheduling": "fast"}, "scheduling='fast' must be one of: recorded, measured, free"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused_with_the_numbers(options, message):
+    with pytest.raises(ValueError, match=message):
+        sim(**options)
+
+
+def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers():
+    from feather.studies.scheduler import ARMS
+    from feather.studies.workloads import unshared
+
+    with pytest.raises(ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"):
+        sim(kv_gib=2000 * BYTES / 2**30).run(unshared(1, 3000, seed=1), ARMS["FCFS"])
+
+
+def test_the_engine_of_the_studies_can_be_the_modelled_one():
+    from feather.sim.engine import SimEngine
+    from feather.studies.engine import Engine
+
+    engine = Engine("sim", "llama-3-8b", max_batch=4, kv_gib=4)
+    assert isinstance(engine, SimEngine) and engine.backend == "sim" and engine.kv_tokens > 100_000
+
+
+def test_the_published_shapes_have_the_published_sizes():
+    # parameters in billions, from the model cards; KV in KiB per token by hand
+    for name, billions, kib in (("llama-3-8b", 8.03, 128), ("qwen-0.5b", 0.494, 12), ("qwen-1.5b", 1.54, 28),
+                                ("qwen-8b", 8.19, 144), ("longchat-13b", 13.0, 800)):  # fmt: skip
+        assert MODELS[name].weight_bytes / 2e9 == pytest.approx(billions, rel=0.01), name
+        assert MODELS[name].kv_bytes_per_token == kib * 1024
+    assert TINY_LLAMA.kv_bytes_per_token == 8192
