@@ -7,13 +7,15 @@ there, as the other layers of a model do, and it is the bandwidth that the call 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 import torch
 
 from feather.kernels.batch import HEADS, Batch, divergent, even
 from feather.kernels.pool import Pool
 from feather.studies import machine
-from feather.studies.study import Condition
+from feather.studies.study import Condition, frame
 
 STUDY = "10_decode_attention"
 SUFFIX = 32  # tokens of each row's own
@@ -71,6 +73,8 @@ class Bench:
             raise ValueError(f"heads {heads!r} are not one of: {', '.join(HEADS)}")
         self.heads, self.sizes, self.dtype = heads, sizes, dtype
         device, block_size = ("cuda", 16) if self.backend == "gpu" else ("cpu", 32)
+        if sizes.prefix_tokens < 8 * block_size:
+            raise ValueError(f"prefix_tokens={sizes.prefix_tokens} must be at least {8 * block_size}: the fit takes an eighth of it as well")
         prefixes = max(2, *sizes.groups)
         tokens = prefixes * sizes.prefix_tokens + sizes.requests * -(-SUFFIX // block_size) * block_size
         needed = tokens * HEADS[heads].token_bytes(getattr(torch, dtype).itemsize) * (1 if self.backend == "gpu" else 2)
@@ -195,3 +199,9 @@ def batch_of(row) -> Batch:
     return make(int(row["requests"]), int(part), order, int(row["prefix tokens"]), int(row["own tokens"]))
 
 
+
+
+def recorded() -> pd.DataFrame:
+    """Rows of this study that were measured on other devices and kept in the repository; empty where there are none."""
+    files = sorted((Path(__file__).parents[2] / "data" / "recorded").glob("*/decode_attention*.csv.gz"))
+    return frame([row for file in files for row in pd.read_csv(file).to_dict("records")])
