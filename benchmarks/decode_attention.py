@@ -117,8 +117,8 @@ def told(table: pd.DataFrame, counts: list[dict]) -> dict:
     labels = ["heads", "curve", "policy", "requests", "prefix tokens", "groups", "divergent", "order", "asked bytes", "unique bytes"]
     copies = table[table["metric"] == "copy bandwidth"]["value"]
     variants = []
-    for values, rows in table[table["metric"] == "attention time"].groupby(labels, dropna=False, sort=False):
-        label = {name: None if value != value else value for name, value in zip(labels, values)}
+    for values, rows in table[table["metric"] == "attention time"].groupby(labels, dropna=False):
+        label = {name: None if pd.isna(value) else getattr(value, "item", lambda v=value: v)() for name, value in zip(labels, values)}
         ms = spread(list(rows["value"]), digits=4)
         gb_s = label["asked bytes"] / ms["median"] / 1e6
         variants.append({**label, "ms": ms, "asked_gb_s": round(gb_s, 1), "asked_over_copy": round(gb_s / copies.median(), 3)})
@@ -142,7 +142,7 @@ def told(table: pd.DataFrame, counts: list[dict]) -> dict:
 def show(found: dict) -> None:
     print(f"{found['device']}: medians of {found['repeats']} [quartiles]; copy {found['copy_gb_s']['median']:.1f} GB/s read and written")
     for row in found["variants"]:
-        which = f"{row['groups']:.0f} groups" if row["divergent"] is None else f"{row['divergent']:.0f} divergent"
+        which = f"groups {row['groups']:.0f}" if row["divergent"] is None else f"divergent {row['divergent']:.0f}"
         name = f"{row['heads']}, {row['policy']}, {row['requests']} × {row['prefix tokens']}, {which}, {row['order']}"
         ms = row["ms"]
         print(f"  {name:<66}{ms['median']:>9.3f} ms [{ms['low']:.3f}, {ms['high']:.3f}]{row['asked_gb_s']:>8.1f} GB/s asked for")

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from feather.studies.bandwidth import Fit
 from feather.studies.figures import of_metric
@@ -78,6 +79,10 @@ def fits(found: dict[str, Fit]):
         axes.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="fitted, ms")
         axes.set_title(f"{name}: memory {fit.memory_gb_s:.0f} GB/s, cache {fit.cache_gb_s:.0f} GB/s\n"
                        f"mean error {fit.mape:.0%}, held out {fit.held_out_mape:.0%}")  # fmt: skip
-        axes.legend(title=None, frameon=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.legend(title=None, frameon=False, loc="lower right")
     figure.tight_layout()
     return figure
