@@ -39,11 +39,12 @@ def compiled(kernel, capability: int, heads: str, queries: int) -> dict:
         usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {
         "kernel": kernel.__name__, "capability": capability, "heads": heads, "shared": made.metadata.shared,
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]), "tensor cores": "mma" in made.asm["ptx"], "pipelined": "cp.async" in made.asm["ptx"],
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "tensor cores": "mma" in made.asm["ptx"], "pipelined": "cp.async" in made.asm["ptx"],
     }  # fmt: skip
 
 
 if __name__ == "__main__":
     cases = [(paged_kernel, 16), (packed_kernel, 64)]
-    rows = [compiled(kernel, capability, heads, queries) for kernel, queries in cases for capability in (89, 90) for heads in ("llama-3-8b", "longchat-13b")]
-    print(json.dumps(rows))
+    models = ("llama-3-8b", "longchat-13b")
+    print(json.dumps([compiled(kernel, target, model, queries) for kernel, queries in cases for target in (89, 90) for model in models]))

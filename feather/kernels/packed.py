@@ -1,7 +1,8 @@
 """Attention to shared prefixes, each read once for many rows: the rows' queries are packed into one matrix.
 
-With one group of all rows this is the prefix half of cascade attention (Ye et al. 2024, "Cascade Inference", FlashInfer); with a group for every
-prefix it is what prefix-packing kernels do. The other half, each row's own tokens, is ``paged_kernel``; ``merge`` joins the two.
+With one group of all rows this is the prefix half of cascade attention (Ye et al. 2024, "Cascade Inference", FlashInfer); with
+a group for every prefix it is what prefix-packing kernels do. The other half, each row's own tokens, is ``paged_kernel``;
+``merge`` joins the two.
 """
 
 import triton

@@ -40,7 +40,9 @@ class Pool:
         """Block table [rows, blocks], int32, on the CPU. Each ``rotation`` puts the batch's prefixes at other places of the pool, as
         far as it holds more of them. Raises ValueError for a batch that does not fit."""
         if batch.prefix_tokens > self.prefix_tokens or batch.prefix_tokens % self.block_size:
-            raise ValueError(f"a prefix of {batch.prefix_tokens} tokens: the pool takes whole blocks of {self.block_size} up to {self.prefix_tokens}")
+            raise ValueError(
+                f"a prefix of {batch.prefix_tokens} tokens: the pool takes whole blocks of {self.block_size} up to {self.prefix_tokens}"
+            )
         groups = max(batch.groups) + 1
         if groups > self.prefixes or len(batch.groups) > self.rows or max(batch.suffix_tokens) > self.suffix_tokens:
             raise ValueError(

@@ -16,7 +16,6 @@ from feather.kernels.packing import fetched_tokens, packs
 from feather.kernels.paged import paged_kernel
 from feather.kernels.pool import Pool
 
-NAME = "Triton"
 _PROGRAMS_PER_PROCESSOR = 4  # with fewer, splits make up for them; more of them only add parts to merge
 _LEAST_TILES = 4  # per split
 
@@ -40,6 +39,9 @@ class TritonAttention:
         self.pack_rows = max(1, (64 if pool.keys.element_size() == 2 else 16) // pool.heads.per_kv)
         on_gpu = pool.device != "cpu"
         self.processors = torch.cuda.get_device_properties(pool.device).multi_processor_count if on_gpu else 1
+
+    def implementation(self, kernel: str) -> str:
+        return f"Triton {triton.__version__}" + (", interpreted" if self.pool.device == "cpu" else "")
 
     def fetched_tokens(self, batch: Batch, kernel: str) -> int:
         return fetched_tokens(batch, kernel, self.pack_rows)

@@ -38,7 +38,8 @@ def ncu(program: list[str], timeout: float = 300) -> dict[str, tuple[float, str]
     if "ERR_NVGPUCTRPERM" in said:
         raise Unreadable("GPU counters: the driver permits them to administrators only (ERR_NVGPUCTRPERM); run as root, or go without")
     if done.returncode or said:
-        raise Unreadable(f"GPU counters: ncu ended with {done.returncode}: {said or (done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        said = said or (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Unreadable(f"GPU counters: ncu ended with {done.returncode}: {said}")
     sums = dict.fromkeys(_NCU, 0.0)
     seen = set()
     lines = done.stdout.splitlines()

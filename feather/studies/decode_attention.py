@@ -74,7 +74,7 @@ class Bench:
         self.heads, self.sizes, self.dtype = heads, sizes, dtype
         device, block_size = ("cuda", 16) if self.backend == "gpu" else ("cpu", 32)
         if sizes.prefix_tokens < 8 * block_size:
-            raise ValueError(f"prefix_tokens={sizes.prefix_tokens} must be at least {8 * block_size}: the fit takes an eighth of it as well")
+            raise ValueError(f"prefix_tokens={sizes.prefix_tokens} must be at least {8 * block_size}: the fit also takes an eighth of it")
         prefixes = max(2, *sizes.groups)
         tokens = prefixes * sizes.prefix_tokens + sizes.requests * -(-SUFFIX // block_size) * block_size
         needed = tokens * HEADS[heads].token_bytes(getattr(torch, dtype).itemsize) * (1 if self.backend == "gpu" else 2)
@@ -86,10 +86,10 @@ class Bench:
             )
         self.pool = Pool(HEADS[heads], getattr(torch, dtype), device, block_size, prefixes, sizes.prefix_tokens, sizes.requests, SUFFIX)
         if self.backend == "gpu":
-            from feather.kernels.triton_attention import NAME, TritonAttention as Attention
+            from feather.kernels.triton_attention import TritonAttention as Attention
         else:
-            from feather.kernels.cpu_attention import NAME, CpuAttention as Attention
-        self.implementation, self.attention = NAME, Attention(self.pool)
+            from feather.kernels.cpu_attention import CpuAttention as Attention
+        self.attention = Attention(self.pool)
         self.cache_bytes = last_level_cache(self.backend)
         elements = max(_COPY_OVER_CACHE * self.cache_bytes, 2**30 if self.backend == "gpu" else 0) // 4
         self._from = torch.empty(elements, dtype=torch.float32, device=device).normal_()
@@ -110,7 +110,8 @@ class Bench:
 
         parameters = {
             "heads": self.heads, "requests": len(batch.groups), "prefix tokens": batch.prefix_tokens, "own tokens": SUFFIX,
-            "groups": len(set(batch.groups)), "divergent": None, "order": "any", **labels, "curve": curve, "dtype": self.dtype,
+            "groups": len(set(batch.groups)), "divergent": None, "order": "any", **labels, "curve": curve,
+            "implementation": self.attention.implementation(kernel), "dtype": self.dtype,
             "block size": self.pool.block_size, "cache bytes": self.cache_bytes,
             "asked bytes": self.attention.fetched_tokens(batch, kernel) * self.pool.token_bytes,
             "unique bytes": batch.unique_tokens() * self.pool.token_bytes,

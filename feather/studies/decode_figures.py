@@ -29,8 +29,8 @@ def locality(table: pd.DataFrame, heads: str, title: str):
     for axes, (x, (rows, xlabel)) in zip(places, panels.items()):
         ticks = sorted(rows[x].unique())
         rows = _in_every_order(rows, x).assign(place=lambda part: part[x].map(ticks.index))
-        sns.lineplot(rows, x="place", y="value", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS, markers=True, dashes=False,
-                     estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, legend=axes is places[-1])  # fmt: skip
+        sns.lineplot(rows, x="place", y="value", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS,
+                     markers=True, dashes=False, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, legend=axes is places[-1])  # fmt: skip
         bounds = rows.groupby("place")[["asked bytes", "unique bytes"]].max() / copy / 1e6
         for column, style, text in (("asked bytes", "--", "all rows from memory"), ("unique bytes", ":", "each prefix from memory once")):
             axes.plot(bounds.index, bounds[column], style, color="0.35", lw=1.2, label=text if axes is places[-1] else None)
@@ -60,8 +60,9 @@ def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
         for order in ORDERS:
             bars[f"{groups} groups, {order}"] = data.query("policy == 'paged' and groups == @groups and order == @order")
         bars[f"{groups} groups, packed"] = data.query("policy == 'packed' and groups == @groups")
-        relative = pd.concat([(base / rows.set_index("repeat")["value"]).rename("speed").to_frame().assign(bar=bar) for bar, rows in bars.items()])
-        sns.barplot(relative.reset_index(), y="bar", x="speed", estimator="median", errorbar=("ci", 95), color=sns.color_palette()[0], ax=axes)
+        speeds = {bar: base / rows.set_index("repeat")["value"] for bar, rows in bars.items()}
+        relative = pd.concat([speed.rename("speed").to_frame().assign(bar=bar) for bar, speed in speeds.items()])
+        sns.barplot(relative, y="bar", x="speed", estimator="median", errorbar=("ci", 95), color=sns.color_palette()[0], ax=axes)
         axes.axvline(1, color="0.2", lw=1)
         axes.set(title=name, xlabel="speed, one group under paged attention = 1", ylabel=None)
     figure.tight_layout()
