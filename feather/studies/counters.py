@@ -72,5 +72,6 @@ def perf(call: Callable[[], object], calls: int = 20) -> dict[str, tuple[float, 
         if name in _PERF and fields[0].replace(".", "").isdigit():
             found[_PERF[name]] = (float(fields[0]) / calls, "per call")
     if len(found) != len(_PERF):
-        raise Unreadable(f"CPU counters: perf cannot count {' and '.join(_PERF)} here: {(said.strip().splitlines() or ['no message'])[0]}")
+        said = (said.strip().splitlines() or ["no message"])[0].split(",")[0]
+        raise Unreadable(f"CPU counters: perf cannot count {' and '.join(_PERF)} here: {said}")
     return found
