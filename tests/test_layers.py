@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["core", "vllm", "studies", "artifact"]
+LAYERS = ["core", "kernels", "vllm", "studies", "artifact"]
 CORE = {"hashing", "cht", "agent", "former", "options"}
 STEP_MODEL = {"feather.sim", "feather.sim.hardware", "feather.sim.steptime"}  # the rest of feather.sim drives an engine, as studies do
 

@@ -34,15 +34,15 @@ class Condition:
 
 class Study:
     """Rows of one notebook, under the name of the study. ``out`` is the folder that takes rows, claims and figures.
-    Without an engine, what is measured is code on this machine's CPU.
+    Without an engine, what is measured is code on this machine's ``backend``.
 
     Raises OSError where ``out`` cannot be written.
     """
 
-    def __init__(self, name: str, engine: Engine | None, out: str | Path):
+    def __init__(self, name: str, engine: Engine | None, out: str | Path, backend: str = "cpu"):
         self.name = name
         self.engine = engine
-        self.provenance = _provenance(engine) if engine else machine.provenance("cpu")
+        self.provenance = _provenance(engine) if engine else machine.provenance(backend)
         self.out = Path(out)
         for folder in ("results", "figures"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
