@@ -3,6 +3,7 @@
 Layers, each importing only from those before it:
 
 * the core (``hashing``, ``cht``, ``agent``, ``former``, ``options``) knows neither an engine nor torch;
+* ``feather.workloads`` says which prompts arrive when: drawn from a seed, or read from a data set or a trace;
 * ``feather.vllm`` puts the core behind vLLM's scheduler seam;
 * ``feather.studies`` runs workloads on an engine and turns them into tidy rows;
 * ``feather.artifact`` runs the notebooks and writes the report.

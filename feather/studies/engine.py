@@ -11,7 +11,7 @@ import numpy as np
 
 from feather.studies import machine
 from feather.studies.model import MODELS
-from feather.studies.workloads import Prompt, Workload
+from feather.workloads import Prompt, Workload
 
 
 @dataclass

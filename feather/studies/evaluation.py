@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from feather.studies.engine import Engine
 from feather.studies.scheduler import ARMS, MAIN_ARMS, Arm
 from feather.studies.study import Condition
-from feather.studies.workloads import even_sizes, grouped, unshared
+from feather.workloads import even_sizes, grouped, unshared
 
 
 def over_groups(

@@ -1,35 +1,8 @@
-"""Workloads: requests with a shared prefix each, drawn from a seed."""
-
-from dataclasses import dataclass
+"""Synthetic workloads: requests with a shared prefix each, drawn from a seed."""
 
 import numpy as np
 
-from feather.studies.model import VOCABULARY
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request of a workload."""
-
-    tokens: list[int]
-    group: int
-    """which prefix it begins with"""
-    decode_tokens: int
-    arrival: float = 0.0
-    """seconds after the start of the run"""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Prompts in order of arrival. ``warm``: the prefix cache holds every prefix of it when the run starts; otherwise
-    the cache is emptied first."""
-
-    prompts: list[Prompt]
-    warm: bool = True
-
-    @property
-    def decode_tokens(self) -> int:
-        return sum(prompt.decode_tokens for prompt in self.prompts)
+from feather.workloads.workload import VOCABULARY, Prompt, Workload
 
 
 def make_prefixes(count: int, tokens: int, seed: int = 0) -> list[list[int]]:
