@@ -193,9 +193,31 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     assert again.returncode == 0 and (out / "ran").read_text() == "0102"
 
 
-def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
+def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):
+    for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
+        monkeypatch.delenv(variable, raising=False)
+    assert plan.from_environment("01_prefix_homogeneity") == {}
+    monkeypatch.setattr(machine, "cuda_gpu", lambda: None)
+    monkeypatch.setenv("FEATHER_PROFILE", "smoke")
+    monkeypatch.setenv("FEATHER_OUT", str(tmp_path))
+    (job,) = plan.make_jobs(["01_prefix_homogeneity"], "smoke", "cpu")
+    assert plan.from_environment("01_prefix_homogeneity") == {**job.parameters, "out": str(tmp_path)}
+    monkeypatch.setenv("FEATHER_PROFILE", "smok")
+    with pytest.raises(ValueError, match="no profile 'smok' for backend 'cpu'"):
+        plan.from_environment("01_prefix_homogeneity")
+
+
+def test_the_command_line_alone_decides_the_sizes_of_a_run(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATHER_PROFILE", "full")
+    monkeypatch.setenv("FEATHER_OUT", str(tmp_path / "elsewhere"))
+    notebooks(one01="import os; assert not {'FEATHER_PROFILE', 'FEATHER_OUT'} & set(os.environ)")
+    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_every_parameter_of_a_profile_is_one_of_the_notebooks(monkeypatch):
     import tomllib
 
+    monkeypatch.delenv("FEATHER_PROFILE", raising=False)
     profiles = tomllib.loads((ROOT / "notebooks" / "profiles.toml").read_text())
     for name in plan.notebook_names():
         book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
@@ -203,6 +225,7 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
         namespace = {}
         exec("".join(cell["source"]), namespace)
         assert {"backend", "out"} <= namespace.keys()
+        assert f'plan.from_environment("{name}")' in "".join(cell["source"]), f"{name} cannot be run small by a test"
         for backend, by_profile in profiles[name].items():
             assert backend in machine.BACKENDS
             for profile, parameters in by_profile.items():

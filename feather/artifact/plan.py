@@ -93,6 +93,20 @@ def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
     return jobs
 
 
+def from_environment(name: str) -> dict:
+    """Parameters for a notebook that nobody passes any to, as under a test runner: those of the profile that
+    ``FEATHER_PROFILE`` names, and ``FEATHER_OUT`` as where to write. Empty where neither is set. Raises ValueError for an unknown
+    profile."""
+    parameters = {}
+    if profile := os.environ.get("FEATHER_PROFILE"):
+        backend, _ = machine.choose_backend()
+        (job,) = make_jobs([name], profile, backend)
+        parameters |= job.parameters
+    if out := os.environ.get("FEATHER_OUT"):
+        parameters["out"] = out
+    return parameters
+
+
 def check_machine(jobs: list[Job], backend: str) -> None:
     """Raise MemoryError where the largest KV cache of the jobs does not fit."""
     if backend == "cpu":
