@@ -39,12 +39,19 @@ class Job:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
+    def _story(self, out: Path) -> dict:
+        try:
+            return json.loads((out / "results" / f"{self.name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def untested(self, out: Path) -> list[str]:
+        """The claims that a run of it could not test for want of something, e.g. a data set."""
+        return list(self._story(out).get("not run", ()))
+
     def figures(self, out: Path) -> list[Path]:
         """The figure files that a run of it has left in ``out``."""
-        try:
-            figures = json.loads((out / "results" / f"{self.name}.json").read_text())["figures"]
-        except (OSError, ValueError, KeyError):
-            return []
+        figures = self._story(out).get("figures", ())
         return [out / "figures" / f"{figure['name']}.{suffix}" for figure in figures for suffix in ("png", "pdf")]
 
     def clear(self, out: Path) -> None:

@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"feather.workloads: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("feather.workloads: interrupted; what was whole is kept", file=sys.stderr)
+        return 130
     return 0
 
 

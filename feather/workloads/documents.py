@@ -69,8 +69,8 @@ class Reading:
             for question, answer in zip(document.questions, document.answers)
         ]
         lengths, cut = [len(tokens) for tokens in whole], sum(len(tokens) > document_tokens for tokens in whole)
-        self.note = (
-            f"{len(self._asked)} questions on {len(whole)} documents of {min(lengths)} to {max(lengths)} tokens, cut to their first "
+        self._note = (
+            f"questions on {len(whole)} documents of {min(lengths)} to {max(lengths)} tokens, cut to their first "
             f"{document_tokens} ({cut} are longer), questions to {question_tokens}; answers as long as the reference, but "
             f"{decode_tokens[0]} to {decode_tokens[1]} tokens"
         )
@@ -89,4 +89,4 @@ class Reading:
         for place, time in zip(order, times):
             group, question, answer = self._asked[place]
             prompts.append(Prompt([*self.prefixes[group], mark, *question], group, answer, float(time)))
-        return Workload(prompts, note=self.note)
+        return Workload(prompts, note=f"{len(prompts)} of {len(self._asked)} {self._note}")
