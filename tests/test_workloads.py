@@ -311,7 +311,7 @@ def test_a_missing_file_a_dead_publisher_and_a_wrong_name_get_one_line(publisher
     monkeypatch.setitem(SOURCES, "gone", Source("gone", "", "", (File("gone/x", SOURCES["made"].page + "/x"),)))
     assert "/x: 404 File not found; see whether the publisher has moved it, and put it to" in fetch(tmp_path, capsys, "gone")[2]
     monkeypatch.setitem(SOURCES, "dead", Source("dead", "", "", (File("dead/x", "http://127.0.0.1:9/x"),)))
-    assert "http://127.0.0.1:9/x: [Errno 111] Connection refused" in fetch(tmp_path, capsys, "dead")[2]
+    assert "http://127.0.0.1:9/x: cannot be reached ([Errno 111] Connection refused); with the file from elsewhere, put it to" in fetch(tmp_path, capsys, "dead")[2]
     assert fetch(tmp_path, capsys, "lveal")[2] == "feather.workloads: no data set 'lveal': did you mean 'leval'?"
     (tmp_path / "file").touch()
     assert fetch(tmp_path / "file", capsys)[0] == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 
 from feather.options import Options
 from feather.studies.engine import Engine
@@ -61,12 +62,13 @@ def over_workload(
     engine: Engine, make: Callable[[int, int], Workload], parameters: dict, arms: Sequence[str | Arm] = MAIN_ARMS
 ) -> list[Condition]:
     """A workload of its own, ``make(seed, salt)``, under each arm. The same seed makes the same requests for every arm;
-    ``salt`` differs from arm to arm, for what must not be found in the prefix cache by the next one."""
+    ``salt`` is another number in every run, for what must not be found in the prefix cache by the next one."""
+    runs = count()
 
-    def condition(salt: int, arm: Arm) -> Condition:
-        return Condition(arm.name, {**parameters, **_told(arm)}, lambda seed: engine.run(make(seed, salt), arm))
+    def condition(arm: Arm) -> Condition:
+        return Condition(arm.name, {**parameters, **_told(arm)}, lambda seed: engine.run(make(seed, next(runs)), arm))
 
-    return [condition(salt, arm if isinstance(arm, Arm) else ARMS[arm]) for salt, arm in enumerate(arms)]
+    return [condition(arm if isinstance(arm, Arm) else ARMS[arm]) for arm in arms]
 
 
 def scaled(arms: Sequence[str], factor: float) -> list[Arm]:

@@ -58,8 +58,10 @@ def _download(file: File, folder: Path) -> None:
         os.replace(partial, target)
     except urllib.error.HTTPError as error:
         raise OSError(f"{file.url}: {error.code} {error.reason}; see whether the publisher has moved it, and put it to {target}") from None
-    except (OSError, http.client.HTTPException) as error:  # unreachable, broken off, disk full, wrong checksum
-        raise OSError(f"{file.url}: {getattr(error, 'reason', None) or error}") from None
+    except urllib.error.URLError as error:
+        raise OSError(f"{file.url}: cannot be reached ({error.reason}); with the file from elsewhere, put it to {target}") from None
+    except (OSError, http.client.HTTPException) as error:  # broken off, disk full, wrong checksum
+        raise OSError(f"{file.url}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
     if file.sha256:
