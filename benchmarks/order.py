@@ -13,7 +13,7 @@ from benchmarks.timing import main
 from feather.studies.engine import Engine
 from feather.studies.scheduler import ARMS, Arm
 from feather.studies.stats import ratio
-from feather.studies.workloads import Prompt, Workload, make_prefixes
+from feather.workloads import Prompt, Workload, make_prefixes
 
 SYSTEM, DOCUMENT, DOCUMENTS, EACH, SHORT, DECODE, REPEATS = 1024, 6976, 4, 24, 32, 32, 5
 

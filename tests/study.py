@@ -13,7 +13,7 @@ def main(out: Path) -> None:
     from feather.studies.scheduler import ARMS
     from feather.studies.stats import Ratio
     from feather.studies.study import Study
-    from feather.studies.workloads import even_sizes, grouped, make_prefixes, unshared
+    from feather.workloads import even_sizes, grouped, make_prefixes, unshared
 
     engine = Engine("cpu", max_batch=8, kv_gib=1)
     prefixes = make_prefixes(4, 1024)

@@ -150,6 +150,17 @@ def test_a_record_that_was_cut_short_is_run_again(notebooks, tmp_path):
     assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "0101"
 
 
+def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_says_what_it_lacked(notebooks, tmp_path):
+    out = tmp_path / "out"
+    notebooks(one01=GOOD + "; from feather.studies.study import Study; Study('01_one', None, out).not_run('E11', 'fetch it')", two02=GOOD)
+    command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
+    assert cli.main(command) == 0
+    with (out / "claims.csv").open() as file:
+        (claim,) = [row for row in csv.DictReader(file) if row["claim"] == "E11"]
+    assert (claim["verdict"], claim["reason"]) == ("not run here", "fetch it")
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "010201"
+
+
 def test_a_relative_folder_is_meant_from_where_the_command_was_typed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").touch()
@@ -193,9 +204,31 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     assert again.returncode == 0 and (out / "ran").read_text() == "0102"
 
 
-def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
+def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):
+    for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
+        monkeypatch.delenv(variable, raising=False)
+    assert plan.from_environment("01_prefix_homogeneity") == {}
+    monkeypatch.setattr(machine, "cuda_gpu", lambda: None)
+    monkeypatch.setenv("FEATHER_PROFILE", "smoke")
+    monkeypatch.setenv("FEATHER_OUT", str(tmp_path))
+    (job,) = plan.make_jobs(["01_prefix_homogeneity"], "smoke", "cpu")
+    assert plan.from_environment("01_prefix_homogeneity") == {**job.parameters, "out": str(tmp_path)}
+    monkeypatch.setenv("FEATHER_PROFILE", "smok")
+    with pytest.raises(ValueError, match="no profile 'smok' for backend 'cpu'"):
+        plan.from_environment("01_prefix_homogeneity")
+
+
+def test_the_command_line_alone_decides_the_sizes_of_a_run(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATHER_PROFILE", "full")
+    monkeypatch.setenv("FEATHER_OUT", str(tmp_path / "elsewhere"))
+    notebooks(one01="import os; assert not {'FEATHER_PROFILE', 'FEATHER_OUT'} & set(os.environ)")
+    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_every_parameter_of_a_profile_is_one_of_the_notebooks(monkeypatch):
     import tomllib
 
+    monkeypatch.delenv("FEATHER_PROFILE", raising=False)
     profiles = tomllib.loads((ROOT / "notebooks" / "profiles.toml").read_text())
     for name in plan.notebook_names():
         book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
@@ -203,6 +236,7 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
         namespace = {}
         exec("".join(cell["source"]), namespace)
         assert {"backend", "out"} <= namespace.keys()
+        assert f'plan.from_environment("{name}")' in "".join(cell["source"]), f"{name} cannot be run small by a test"
         for backend, by_profile in profiles[name].items():
             assert backend in machine.BACKENDS
             for profile, parameters in by_profile.items():
@@ -213,4 +247,6 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks():
         for backend, by_profile in profiles[name].items():
             assert set(by_profile) == set(plan.PROFILES), f"{name}.{backend}"
         assert not plan.runs_here(name) or {"cpu", "gpu"} <= profiles[name].keys(), name
-        assert all(not cell.get("outputs") for cell in book["cells"]), f"{name} was committed with its outputs"
+        for cell in book["cells"]:
+            compared = "nbval-check-output" in cell["metadata"].get("tags", [])
+            assert bool(cell.get("outputs")) == compared, f"{name}, {cell['id']}: outputs are committed where a test compares them, and only there"

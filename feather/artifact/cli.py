@@ -38,6 +38,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
+    # Here the command line alone says what is run; what the environment asks of the notebooks would fill its gaps.
+    for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
+        os.environ.pop(variable, None)
     try:
         if options.profile not in plan.PROFILES:
             raise ValueError(f"--profile {options.profile!r} is not one of: {', '.join(plan.PROFILES)}")

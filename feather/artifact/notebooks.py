@@ -27,13 +27,13 @@ class Outcome:
 
 
 def load_outcome(job: Job, out: Path, device: str) -> Outcome | None:
-    """What an earlier run left, if it went well and nothing that decides the result has changed since."""
+    """What an earlier run left, if it went well, tested all it could and nothing that decides the result has changed since."""
     try:
         kept = json.loads((out / "state" / f"{job.name}.json").read_text())
         outcome = Outcome(**{**kept, "executed": Path(kept["executed"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    complete = outcome.executed.exists() and all(path.exists() for path in job.figures(out))
+    complete = outcome.executed.exists() and all(path.exists() for path in job.figures(out)) and not job.untested(out)
     return outcome if complete and not outcome.error and outcome.fingerprint == job.fingerprint(device) else None
 
 

@@ -39,12 +39,19 @@ class Job:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
+    def _story(self, out: Path) -> dict:
+        try:
+            return json.loads((out / "results" / f"{self.name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def untested(self, out: Path) -> list[str]:
+        """The claims that a run of it could not test for want of something, e.g. a data set."""
+        return list(self._story(out).get("not run", ()))
+
     def figures(self, out: Path) -> list[Path]:
         """The figure files that a run of it has left in ``out``."""
-        try:
-            figures = json.loads((out / "results" / f"{self.name}.json").read_text())["figures"]
-        except (OSError, ValueError, KeyError):
-            return []
+        figures = self._story(out).get("figures", ())
         return [out / "figures" / f"{figure['name']}.{suffix}" for figure in figures for suffix in ("png", "pdf")]
 
     def clear(self, out: Path) -> None:
@@ -103,6 +110,20 @@ def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
         seconds = chosen.pop("expected_seconds", 60)
         jobs.append(Job(name, profile, {"backend": backend, **chosen}, seconds))
     return jobs
+
+
+def from_environment(name: str) -> dict:
+    """Parameters for a notebook that nobody passes any to, as under a test runner: those of the profile that
+    ``FEATHER_PROFILE`` names, and ``FEATHER_OUT`` as where to write. Empty where neither is set. Raises ValueError for an unknown
+    profile."""
+    parameters = {}
+    if profile := os.environ.get("FEATHER_PROFILE"):
+        backend = machine.choose_backend()[0] if runs_here(name) else "sim"
+        (job,) = make_jobs([name], profile, backend)
+        parameters |= job.parameters
+    if out := os.environ.get("FEATHER_OUT"):
+        parameters["out"] = out
+    return parameters
 
 
 def runs_here(name: str) -> bool:

@@ -62,11 +62,14 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
                          "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
         if not found:
             rows.append({**base, "backend": backend, "device": machine.device(backend), "verdict": "not run here",
-                         "reason": _why_not_run(claim.id), "study": ""})  # fmt: skip
+                         "reason": _why_not_run(claim.id, stories), "study": ""})  # fmt: skip
     return rows
 
 
-def _why_not_run(claim_id: str) -> str:
+def _why_not_run(claim_id: str, stories: dict[str, dict]) -> str:
+    for story in stories.values():
+        if claim_id in story.get("not run", {}):
+            return story["not run"][claim_id]
     for name in plan.notebook_names():
         if f'"{claim_id}"' in _code(name):
             return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
 from feather.studies.sglang_peer import Peer
-from feather.studies.workloads import even_sizes, grouped, make_prefixes
+from feather.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, RUNNING, BLOCK, CHUNK = 5, 100, 16, 512
 

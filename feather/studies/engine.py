@@ -11,7 +11,7 @@ import numpy as np
 
 from feather.studies import machine
 from feather.studies.model import MODELS
-from feather.studies.workloads import Prompt, Workload
+from feather.workloads import Prompt, Workload
 
 
 @dataclass
@@ -35,6 +35,9 @@ class Run:
     """per request: from arrival to its first token"""
     between_tokens: np.ndarray
     """every gap between two tokens of one request"""
+    preemptions: int = 0
+    evictions: int = 0
+    """of cached blocks"""
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
@@ -45,6 +48,8 @@ class Run:
             "queue time per step": (self.queue_seconds.mean() * 1e3, "ms"),
             "queue share": (self.queue_seconds.sum() / self.step_seconds.sum(), "share of engine step time"),
             "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
+            "preemptions": (self.preemptions, "requests"),
+            "evictions": (self.evictions, "cached blocks"),
             "time to first token, median": (np.median(self.first_token), "s"),
             "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
         }
@@ -231,6 +236,8 @@ class Engine:
             queue_seconds=np.array([step.queue_seconds for step in steps]),
             first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
             between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
+            preemptions=sum(step.preempted for step in steps),
+            evictions=sum(step.evicted for step in steps),
         )
 
 

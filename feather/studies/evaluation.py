@@ -1,11 +1,14 @@
 """The evaluation: a full queue or a stream of arrivals, under every arm, to the end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 
+from feather.options import Options
 from feather.studies.engine import Engine
 from feather.studies.scheduler import ARMS, MAIN_ARMS, Arm
 from feather.studies.study import Condition
-from feather.studies.workloads import even_sizes, grouped, unshared
+from feather.workloads import Workload, even_sizes, grouped, unshared
 
 
 def over_groups(
@@ -53,6 +56,32 @@ def without_sharing(engine: Engine, requests: int, prompt_tokens: int, decode_to
         )
 
     return [condition(ARMS[name]) for name in MAIN_ARMS if ARMS[name].kind != "oracle"]
+
+
+def over_workload(
+    engine: Engine, make: Callable[[int, int], Workload], parameters: dict, arms: Sequence[str | Arm] = MAIN_ARMS
+) -> list[Condition]:
+    """A workload of its own, ``make(seed, salt)``, under each arm. The same seed makes the same requests for every arm;
+    ``salt`` is another number in every run, for what must not be found in the prefix cache by the next one."""
+    runs = count()
+
+    def condition(arm: Arm) -> Condition:
+        return Condition(arm.name, {**parameters, **_told(arm)}, lambda seed: engine.run(make(seed, next(runs)), arm))
+
+    return [condition(arm if isinstance(arm, Arm) else ARMS[arm]) for arm in arms]
+
+
+def scaled(arms: Sequence[str], factor: float) -> list[Arm]:
+    """Arms for a workload whose lengths were scaled: what their options count in tokens is scaled with them."""
+
+    def scale(arm: Arm) -> Arm:
+        if arm.kind != "feather":
+            return arm
+        options = Options.from_mapping(arm.options)
+        tokens = {name: max(1, round(factor * getattr(options, name))) for name in ("chunk_size", "max_loss", "max_loss_under_load")}
+        return replace(arm, options={**arm.options, **tokens})
+
+    return [scale(ARMS[name]) for name in arms]
 
 
 def _told(arm: Arm) -> dict:

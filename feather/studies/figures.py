@@ -1,5 +1,7 @@
 """How every figure looks, and the line under it that says what its numbers are."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,6 +26,11 @@ def sign(figure, provenance: dict[str, str]) -> None:
     """Write backend, device, engine and revision under the figure."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
     figure.text(0.01, -0.02, text, fontsize=8, color="0.35", ha="left", va="top")
+
+
+def note(figure, text: str) -> None:
+    """Write under the signature what was cut or scaled to make the workload."""
+    figure.text(0.01, -0.07, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
 
 
 def in_order(policies) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-VOCABULARY = 32_000  # token ids that every model here has
+from feather.workloads import VOCABULARY
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import random
 from feather.studies.engine import Engine, joined
 from feather.studies.scheduler import ARMS
 from feather.studies.study import Condition
-from feather.studies.workloads import Workload, even_sizes, grouped
+from feather.workloads import Workload, even_sizes, grouped
 
 _FCFS = ARMS["FCFS"]
 

@@ -55,6 +55,10 @@ class Step:
     prefill_tokens: int
     queue_seconds: float
     """time spent inside the waiting queue since the step before: arrivals, ordering, decisions"""
+    preempted: int = 0
+    """running requests sent back to wait for want of KV cache"""
+    evicted: int = 0
+    """blocks whose cached content was given up for new content"""
 
 
 def _clocked(name: str):
@@ -93,10 +97,30 @@ class _ClockedQueue(RequestQueue):
     __iter__ = _clocked("__iter__")
 
 
+class _Evictions:
+    """Counts the cached blocks that are given up, through the seam of vLLM's block pool for such counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_block_allocated(self, block) -> None:
+        pass
+
+    def on_block_accessed(self, block) -> None:
+        pass
+
+    def on_block_evicted(self, block) -> None:
+        self.count += block.block_hash is not None
+
+    def reset(self) -> None:
+        pass
+
+
 class StudyScheduler(FeatherScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.warmed: list[list[int]] = []  # prompts that a study has put into the prefix cache
+        self._evictions = self.kv_cache_manager.block_pool.metrics_collector = _Evictions()
         self.use(ARMS["FCFS"])
 
     def use(self, arm: Arm) -> None:
@@ -130,11 +154,13 @@ class StudyScheduler(FeatherScheduler):
         if not self._is_feather(self.waiting):
             self.waiting.reconcile()
         decoding = {request.request_id for request in self.running if request.num_output_tokens > 0}
+        evicted = self._evictions.count
         output = super().schedule(*args, **kwargs)
         tokens = output.num_scheduled_tokens
         if tokens:
             prefill = [count for id_, count in tokens.items() if id_ not in decoding]
             groups = {id_: group_of(self.requests[id_]) for id_ in tokens}
-            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds))
+            preempted, evicted = len(output.preempted_req_ids or ()), self._evictions.count - evicted
+            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds, preempted, evicted))
             self.waiting.seconds = 0.0
         return output

@@ -50,6 +50,7 @@ class Study:
         self._rows: list[dict] = []
         self._measured: set[tuple[str, str]] = set()
         self._claims: list[dict] = []
+        self._not_run: dict[str, str] = {}
         self._figures: list[dict] = []
 
     def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
@@ -110,6 +111,13 @@ class Study:
         self._save()
         return f"{claim_id}: paper {claim.paper}, here {ours}: {found}. {reason}"
 
+    def not_run(self, claim_id: str, mend: str) -> str:
+        """Keep that a claim could not be tested here, and what would make it: the claims table then says "not run here" with
+        ``mend``. Returns one line that says it."""
+        self._not_run[CLAIMS[claim_id].id] = mend
+        self._save()
+        return f"{claim_id}: not run here. {mend}"
+
     def figure(self, figure, name: str, caption: str, measured: bool = True) -> None:
         """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
         be."""
@@ -123,7 +131,7 @@ class Study:
     def _save(self) -> None:
         """Written after each part, so that a notebook that fails later on loses nothing of what it measured."""
         results = self.out / "results"
-        story = {"claims": self._claims, "figures": self._figures, "engine": self._engine_settings()}
+        story = {"claims": self._claims, "figures": self._figures, "not run": self._not_run, "engine": self._engine_settings()}
         replace(results / f"{self.name}.csv", pd.DataFrame(self._rows, columns=COLUMNS).to_csv(index=False))
         replace(results / f"{self.name}.json", json.dumps(story, indent=1))
 

@@ -1,0 +1,44 @@
+"""What a workload is, whatever it was made from."""
+
+from dataclasses import dataclass
+
+VOCABULARY = 32_000  # token ids that every model here has
+FIRST_TOKEN = 10  # the first few ids are special tokens by convention
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request of a workload."""
+
+    tokens: list[int]
+    group: int
+    """which prefix it begins with"""
+    decode_tokens: int
+    arrival: float = 0.0
+    """seconds after the start of the run"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts in order of arrival. ``warm``: the prefix cache holds every prefix of it when the run starts; otherwise
+    the cache is emptied first. Raises ValueError where an arrival is negative or earlier than the one before."""
+
+    prompts: list[Prompt]
+    warm: bool = True
+    note: str = ""
+    """what was cut, scaled or drawn to make it, for the caption of a figure"""
+
+    def __post_init__(self) -> None:
+        before = 0.0
+        for number, prompt in enumerate(self.prompts):
+            if not prompt.arrival >= before:
+                raise ValueError(f"prompt {number} arrives at {prompt.arrival} s, after one at {before} s: sort them by arrival")
+            before = prompt.arrival
+
+    @property
+    def decode_tokens(self) -> int:
+        return sum(prompt.decode_tokens for prompt in self.prompts)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.tokens) for prompt in self.prompts)
