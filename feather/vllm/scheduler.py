@@ -4,9 +4,11 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 
 from feather.options import Options
+from feather.vllm.metrics import Report
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 
@@ -32,10 +34,13 @@ class FeatherScheduler(AsyncScheduler):
         self.options = Options.from_mapping(self.vllm_config.additional_config.get("feather", {}))
         self.waiting = self.make_feather_queue(self.options)
         self.fallback: str | None = None
+        self._report = Report(self.options.chunk_size)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
+        block_size = self.kv_cache_manager.block_pool.hash_block_size
+
         def path_of(request: Request):
-            return prefix_path(request, options.chunk_size, self.hash_block_size)
+            return prefix_path(request, options.chunk_size, block_size)
 
         by_priority = self.policy is SchedulingPolicy.PRIORITY
         return FeatherQueue(options.make_former(), path_of, lambda: self.running, by_priority, options.decision_budget)
@@ -46,6 +51,12 @@ class FeatherScheduler(AsyncScheduler):
             if self.waiting.failure is not None:
                 self._fall_back(self.waiting.failure)
         return super().schedule(*args, **kwargs)
+
+    def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and (self.fallback or isinstance(self.waiting, FeatherQueue)):
+            self._report.add_to(stats, None if self.fallback else self.waiting)
+        return stats
 
     def _fall_back(self, failure: str) -> None:
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)
