@@ -1,6 +1,7 @@
 """vLLM's real scheduler and KV-cache manager without a model: the tests make up the tokens."""
 
 from collections import deque
+from functools import cache
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
@@ -35,10 +36,15 @@ def make_scheduler(cls, folder, blocks=2000, max_num_seqs=8, max_tokens=512, fea
     return cls(config, kv, StructuredOutputManager(config), block_size=BLOCK, hash_block_size=BLOCK, log_stats=log_stats)
 
 
+@cache
+def hash_function():
+    function = get_hash_fn_by_name("sha256")
+    init_none_hash(function)  # once: vLLM 0.25 draws another seed each time
+    return function
+
+
 def make_request(scheduler, id_, tokens, decode=4, **request_args):
-    hash_fn = get_hash_fn_by_name("sha256")
-    init_none_hash(hash_fn)
-    hasher = get_request_block_hasher(BLOCK, hash_fn) if scheduler.cache_config.enable_prefix_caching else None
+    hasher = get_request_block_hasher(BLOCK, hash_function()) if scheduler.cache_config.enable_prefix_caching else None
     if "pooling_params" in request_args:
         return Request(id_, list(tokens), None, block_hasher=hasher, **request_args)
     extra, structured = request_args.pop("extra", None), request_args.pop("structured_outputs", None)
