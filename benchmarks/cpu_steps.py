@@ -53,4 +53,4 @@ def show(found: dict) -> None:
 
 
 if __name__ == "__main__":
-    main("benchmarks.cpu_steps", __doc__.splitlines()[0], run, show, write="keep the rows as the table that the modelled CPU is fitted to")
+    main("benchmarks.cpu_steps", __doc__.splitlines()[0], run, show, write={"action": "store_true", "help": "keep the rows as the table that the modelled CPU is fitted to"})

@@ -54,4 +54,4 @@ def show(found: dict) -> None:
 
 
 if __name__ == "__main__":
-    timing.main("benchmarks.scheduling_costs", __doc__.splitlines()[0], run, show, write="keep the rows as the table that the modelled device charges by")
+    timing.main("benchmarks.scheduling_costs", __doc__.splitlines()[0], run, show, write={"action": "store_true", "help": "keep the rows as the table that the modelled device charges by"})

@@ -22,15 +22,16 @@ def spread(taken: list[float], digits: int = 3) -> dict[str, float]:
     return {name: round(float(value), digits) for name, value in found.items()}
 
 
-def main(module: str, description: str, run: Callable[..., dict], show: Callable[[dict], None], **switches: str) -> None:
-    """``switches``: further on/off options, name → help; ``run`` is given them by name."""
+def main(module: str, description: str, run: Callable[..., dict], show: Callable[[dict], None], **arguments: dict) -> None:
+    """``arguments``: further options as name → keywords of ``add_argument``; ``run`` is called with their values by name."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    for name, text in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    options = parser.parse_args()
-    found = run(**{name: getattr(options, name) for name in switches})
-    if options.json:
+    for name, settings in arguments.items():
+        parser.add_argument(f"--{name}", **settings)
+    options = vars(parser.parse_args())
+    as_json = options.pop("json")
+    found = run(**options)
+    if as_json:
         print(json.dumps(found, indent=1))
     else:
         show(found)

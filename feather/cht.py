@@ -115,6 +115,7 @@ class ChunkedHashTree:
         self._tickets = count(1)
         self._arrivals = count()
         self._working_set = 0  # nodes with an active request
+        self._active_chunks = 0  # the sum of the active requests' path lengths
         self._tip = 0
         self._witness: list[_Node] = []  # path of an active request: its first `_tip` nodes lead to the tip
 
@@ -164,6 +165,7 @@ class ChunkedHashTree:
         else:
             self._witness = request.path
             self._tip = len(request.path)
+        self._active_chunks += len(request.path)
         self._active[request_id] = request
 
     def finish(self, request_id: Hashable) -> int:
@@ -223,6 +225,11 @@ class ChunkedHashTree:
     def tip_depth(self) -> int:
         """Chunks that all active requests share; 0 for an empty batch."""
         return self._tip
+
+    @property
+    def homogeneity(self) -> float:
+        """1 − distinct ÷ all chunks of the active requests: 0 where none is shared, near 1 where many share all of theirs."""
+        return 1 - self._working_set / self._active_chunks if self._active_chunks else 0.0
 
     @property
     def sharing(self) -> int:
@@ -314,6 +321,7 @@ class ChunkedHashTree:
         return None
 
     def _deactivate(self, request: _Request) -> None:
+        self._active_chunks -= len(request.path)
         for node in request.path:
             node.active -= 1
             if not node.active:

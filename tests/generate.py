@@ -15,10 +15,12 @@ def main(arguments: dict) -> None:
 
     from feather.studies.model import TINY_LLAMA
 
+    speculative = "speculative_config" in arguments
     with tempfile.TemporaryDirectory() as folder:
         llm = LLM(
             model=str(TINY_LLAMA.write(Path(folder))), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True,
-            dtype="float32", max_num_seqs=6, max_model_len=2048, max_num_batched_tokens=512, block_size=32, **arguments,
+            dtype="float32", max_num_seqs=6, max_model_len=2048, max_num_batched_tokens=512, block_size=32,
+            disable_log_stats=not speculative, **arguments,
         )  # fmt: skip
     rng = random.Random(0)
     prefixes = [[rng.randrange(10, 32_000) for _ in range(length)] for length in (300, 300, 40, 0)]
@@ -28,11 +30,13 @@ def main(arguments: dict) -> None:
         params.append(SamplingParams(temperature=0, max_tokens=rng.randrange(1, 24), ignore_eos=True, detokenize=False))
     outputs = llm.generate(prompts, params, use_tqdm=False)
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    drafts = [metric for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"] if speculative else []
     found = {
         "scheduler": type(scheduler).__name__,
         "left": scheduler.get_num_unfinished_requests(),
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "wanted": [one.max_tokens for one in params],
+        "drafts": sum(metric.value for metric in drafts),
     }
     print(json.dumps(found))
 

@@ -1,6 +1,7 @@
 """vLLM's real scheduler and KV-cache manager without a model: the tests make up the tokens."""
 
 from collections import deque
+from functools import cache
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
@@ -17,7 +18,7 @@ from feather.studies.model import TINY_LLAMA
 BLOCK = 16
 
 
-def make_scheduler(cls, folder, blocks=2000, max_num_seqs=8, max_tokens=512, feather=None, **engine_args):
+def make_scheduler(cls, folder, blocks=2000, max_num_seqs=8, max_tokens=512, feather=None, log_stats=False, **engine_args):
     """A scheduler over ``blocks`` KV blocks of 16 tokens; ``feather`` goes into additional_config."""
     config = EngineArgs(
         model=str(TINY_LLAMA.write(folder)),
@@ -32,14 +33,22 @@ def make_scheduler(cls, folder, blocks=2000, max_num_seqs=8, max_tokens=512, fea
     config.cache_config.num_gpu_blocks = blocks
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=8, head_size=64, dtype=torch.bfloat16)
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-    return cls(config, kv, StructuredOutputManager(config), block_size=BLOCK, hash_block_size=BLOCK)
+    return cls(config, kv, StructuredOutputManager(config), block_size=BLOCK, hash_block_size=BLOCK, log_stats=log_stats)
+
+
+@cache
+def hash_function():
+    function = get_hash_fn_by_name("sha256")
+    init_none_hash(function)  # once: vLLM 0.25 draws another seed each time
+    return function
 
 
 def make_request(scheduler, id_, tokens, decode=4, **request_args):
-    hash_fn = get_hash_fn_by_name("sha256")
-    init_none_hash(hash_fn)
-    hasher = get_request_block_hasher(BLOCK, hash_fn) if scheduler.cache_config.enable_prefix_caching else None
-    params = SamplingParams(max_tokens=decode, ignore_eos=True, temperature=0, extra_args=request_args.pop("extra", None))
+    hasher = get_request_block_hasher(BLOCK, hash_function()) if scheduler.cache_config.enable_prefix_caching else None
+    if "pooling_params" in request_args:
+        return Request(id_, list(tokens), None, block_hasher=hasher, **request_args)
+    extra, structured = request_args.pop("extra", None), request_args.pop("structured_outputs", None)
+    params = SamplingParams(max_tokens=decode, ignore_eos=True, temperature=0, extra_args=extra, structured_outputs=structured)
     params._eos_token_id = None
     return Request(id_, list(tokens), params, None, block_hasher=hasher, **request_args)
 
@@ -53,14 +62,16 @@ class Driver:
         self.tokens = {}
         self.finished = []
         self.batches = []
+        self.cached_tokens = 0  # found in the prefix cache by requests when they started
 
     def add(self, *requests):
         for request in requests:
             self.tokens[request.request_id] = 0
             self.scheduler.add_request(request)
 
-    def step(self):
-        output = self.scheduler.schedule()
+    def step(self, **arguments):
+        output = self.scheduler.schedule(**arguments)
+        self.cached_tokens += sum(new.num_computed_tokens for new in output.scheduled_new_reqs)
         if output.total_num_scheduled_tokens:
             self.batches.append(list(output.num_scheduled_tokens))
         self.in_flight.append(output)
@@ -74,15 +85,23 @@ class Driver:
         sampled = []
         for id_ in ids:
             request = self.scheduler.requests.get(id_)
-            # A prefill that is not through yet samples nothing.
-            through = request is not None and self._computed(request, output) >= request.num_prompt_tokens
-            sampled.append([7] if through else [])
+            # A prefill, or the recomputation of what a preempted request had, that is not through yet samples nothing.
+            through = request is not None and self._computed(request, output) >= request.num_tokens
+            sampled.append(self.sample(request, output) if through else [])
         result = ModelRunnerOutput(ids, {id_: row for row, id_ in enumerate(ids)}, sampled)
+        self.complete(result)
         for outputs in self.scheduler.update_from_output(output, result).values():
             for one in outputs.outputs:
                 self.tokens[one.request_id] += len(one.new_token_ids)
                 if one.finish_reason is not None:
                     self.finished.append(one.request_id)
+
+    def sample(self, request, output):
+        """The tokens that the model makes for a request whose prefill is through."""
+        return [7]
+
+    def complete(self, result):
+        """Whatever else the model runner reports."""
 
     @staticmethod
     def _computed(request, output):

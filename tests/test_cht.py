@@ -44,6 +44,10 @@ class BruteForce:
     def tip(self):
         return self.common([path for _, path in self.active.values()]) if self.active else 0
 
+    def homogeneity(self):
+        chunks = [hash_ for _, path in self.active.values() for hash_ in path]
+        return 1 - len(set(chunks)) / len(chunks) if chunks else 0
+
     def find_best(self):
         if not self.waiting:
             return None
@@ -128,6 +132,7 @@ class TreeMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self):
         assert self.tree.find_best() == self.model.find_best()
         assert self.tree.tip_depth == self.model.tip()
+        assert self.tree.homogeneity == self.model.homogeneity()
         assert set(self.tree.waiting) == set(self.model.waiting)
         assert set(self.tree.active) == set(self.model.active)
 
@@ -183,12 +188,12 @@ def test_the_tip_moves_up_with_a_stranger_and_down_again_without_it():
     tree = make(one="abc", two="abd", three="abc")
     for id_ in ("one", "three", "two"):
         tree.add_to_batch(id_)
-    assert tree.tip_depth == 2
+    assert tree.tip_depth == 2 and tree.homogeneity == 1 - 4 / 9
     tree.finish("two")
-    assert tree.tip_depth == 3
+    assert tree.tip_depth == 3 and tree.homogeneity == 1 / 2
     tree.finish("one")
     tree.finish("three")
-    assert tree.tip_depth == 0 and not tree._nodes
+    assert tree.tip_depth == tree.homogeneity == 0 and not tree._nodes
 
 
 def test_the_nodes_can_be_looked_at():

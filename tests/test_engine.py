@@ -22,10 +22,15 @@ def stock():
     return generate()
 
 
-@pytest.mark.parametrize("policy", ["threshold", "never_stop"])
-def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy):
+N_GRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+
+
+@pytest.mark.parametrize("policy, drafts", [("threshold", N_GRAMS), ("never_stop", None)], ids=["threshold, n-grams", "never_stop"])
+def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy, drafts):
     options = {"policy": policy, "chunk_size": 32, "min_batch": 2}
-    found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options})
+    speculation = {"speculative_config": drafts} if drafts else {}
+    found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options}, **speculation)
+    assert (found["drafts"] > 0) is (drafts is not None)
     assert stock["scheduler"] == "Scheduler" and found["scheduler"] == "FeatherScheduler"
     assert [len(tokens) for tokens in found["tokens"]] == found["wanted"]
     assert found["tokens"] == stock["tokens"]

@@ -45,6 +45,8 @@ class FeatherQueue(RequestQueue):
     ):
         self.former = former
         self.failure: str | None = None
+        self.stops = 0  # decisions that ended in one
+        self.decision_seconds = 0.0
         self._path_of = path_of
         self._running = running
         self._by_priority = by_priority
@@ -114,12 +116,15 @@ class FeatherQueue(RequestQueue):
         start, before = time.perf_counter(), self.former.decisions
         request_id = self.former.next()
         taken = time.perf_counter() - start
-        if self.former.decisions > before:
+        decided = self.former.decisions > before
+        if decided:
+            self.decision_seconds += taken
             self._overruns = self._overruns + 1 if taken > self._decision_budget else 0
         if self._overruns == _OVERRUNS:
             raise TimeoutError(f"{_OVERRUNS} decisions in a row took too long, the last {taken:.3f} s of {self._decision_budget:g} s")
         if request_id is None and not self._may_stop():
             request_id = self.former.oldest()
+        self.stops += decided and request_id is None
         return None if request_id is None else self._offered[request_id]
 
     def _may_stop(self) -> bool:
@@ -172,6 +177,11 @@ class FeatherQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._waiting.values())
+
+    def oldest_wait(self) -> float:
+        """Seconds since the request that is first in the queue arrived; 0 for an empty queue."""
+        first = next(iter(self), None)
+        return 0.0 if first is None else max(0.0, time.time() - first.arrival_time)
 
     # -- what the former is told -----------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from feather.options import Options
 from feather.vllm.memory import Memory
+from feather.vllm.metrics import Report
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 from feather.vllm.steps import StepsInFlight
@@ -44,10 +46,13 @@ class FeatherScheduler(AsyncScheduler):
         self._steps = StepsInFlight(lambda: self.clock())
         self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank)
         self._memory.recall(self.waiting.former.policy)
+        self._report = Report(self.options.chunk_size)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
+        block_size = self.kv_cache_manager.block_pool.hash_block_size
+
         def path_of(request: Request):
-            return prefix_path(request, options.chunk_size, self.hash_block_size)
+            return prefix_path(request, options.chunk_size, block_size)
 
         former = options.make_former(
             max_batch=self.max_num_running_reqs,
@@ -88,6 +93,12 @@ class FeatherScheduler(AsyncScheduler):
     @staticmethod
     def _is_feather(queue) -> bool:
         return isinstance(queue, FeatherQueue)
+
+    def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and (self.fallback or isinstance(self.waiting, FeatherQueue)):
+            self._report.add_to(stats, None if self.fallback else self.waiting)
+        return stats
 
     def _fall_back(self, failure: str) -> None:
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)

@@ -1,0 +1,28 @@
+"""What README.md says of the options is what they are."""
+
+import ast
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from feather.options import Options
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_table_of_options_names_each_once_with_its_default():
+    table = README.split("| option | default | meaning |")[1].split("\n\n")[0]
+    told = []
+    for row in table.strip().splitlines()[1:]:
+        names, defaults, meaning = (cell.strip() for cell in row.strip("| ").split(" | ", 2))
+        told += zip(re.findall(r"`(\w+)`", names), (ast.literal_eval(value.strip("` ")) for value in defaults.split(", ")), strict=True)
+        assert meaning
+    assert sorted(told) == sorted((field.name, field.default) for field in fields(Options))
+
+
+def test_the_options_in_the_examples_are_accepted():
+    examples = re.findall(r"""additional-config '(\{.*?\})'""", README) + re.findall(r"additional_config=(\{.*?\}\})", README)
+    assert len(examples) >= 2
+    for example in examples:
+        Options.from_mapping(json.loads(example)["feather"])
