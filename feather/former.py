@@ -42,8 +42,9 @@ class BatchFormer:
 
     **Fairness.** A request's turn under first come, first served is when as many requests have left the queue as came
     before it. Once that is ``max_wait`` seconds past, the request goes next, whatever its prefix and whatever the policy
-    says. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still served in
-    the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
+    says; once half of that is past, a batch that may be stopped is not replenished any more, so that the next one begins
+    with that request. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still
+    served in the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
 
     Args:
         policy: when to stop.
@@ -84,6 +85,7 @@ class BatchFormer:
         self._asked: Decision | None = None  # what the policy said of `_next`; None: it was not asked, or overruled
         self._in_effect: list[tuple[Decision, set[Hashable]]] = []  # with whom still runs of the batch of that time
         self._stopped = False  # for good: by a policy that commits
+        self._shrunk = False  # somebody of the present batch has finished
         self._phase = policy.phase
         self._fills = policy.fills
         self._before_phase: set[Hashable] = set()  # running requests that were admitted before the present phase
@@ -124,6 +126,7 @@ class BatchFormer:
         """A running request is gone, for whatever reason."""
         if self._retired.pop(request_id, None) is None:
             self.tree.finish(request_id)
+            self._shrunk = True
         self._left(request_id)
 
     def preempt(self, request_id: Hashable) -> None:
@@ -189,10 +192,13 @@ class BatchFormer:
             return None
         if self._preempted:
             return min(self._preempted, key=self._preempted.__getitem__)
-        if self._oldest_is_overdue():
+        overdue = self._seconds_past_turn()
+        if overdue > self.max_wait:
             return self.tree.oldest()
-        candidate = self.tree.find_best()
         size = len(self.tree.active)
+        if size and self._shrunk and not self._fills and overdue > self.max_wait / 2:
+            return None
+        candidate = self.tree.find_best()
         if not size or size + len(self._retired) >= self.max_batch:
             return candidate.request_id
         state = self.question(candidate)
@@ -236,14 +242,14 @@ class BatchFormer:
         for request_id in list(self.tree.active):
             path = self.tree.path(request_id)
             self._retired[request_id] = self.tree.finish(request_id), path
-        self._peak, self._stopped = 0, False
+        self._peak, self._stopped, self._shrunk = 0, False, False
 
     def _recall_all(self) -> None:
         for request_id, (arrival, path) in self._retired.items():
             self.tree.insert(request_id, path, arrival)
             self.tree.add_to_batch(request_id)
         self._retired.clear()
-        self._peak, self._stopped = len(self.tree.active), False
+        self._peak, self._stopped, self._shrunk = len(self.tree.active), False, False
 
     def _left(self, request_id: Hashable) -> None:
         if self._in_effect:
@@ -252,17 +258,18 @@ class BatchFormer:
             self._in_effect = [(decision, batch) for decision, batch in self._in_effect if batch]
         self._before_phase.discard(request_id)
         if not self.tree.active:
-            self._peak, self._stopped = 0, False
+            self._peak, self._stopped, self._shrunk = 0, False, False
         self._next = _UNKNOWN
 
     # -- fairness ----------------------------------------------------------------------------------------------------
 
-    def _oldest_is_overdue(self) -> bool:
+    def _seconds_past_turn(self) -> float:
+        """How long ago the oldest waiting request had its turn."""
         number = self.tree.arrival(self.tree.oldest())
         while self._turns and self._first_turn < number:
             self._turns.popleft()
             self._first_turn += 1
-        return number <= self._first_turn and bool(self._turns) and self._clock() - self._turns[0] > self.max_wait
+        return self._clock() - self._turns[0] if number <= self._first_turn and self._turns else 0.0
 
     def _came_back(self) -> None:
         """A request that had left the queue is in it again: one turn fewer has been given."""

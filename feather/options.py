@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from feather.agent import Bandit, Guard, NeverStop, Policy, Threshold
+from feather.agent import Bandit, Guard, NeverStop, Policy, Threshold, Traced
 from feather.cht import ORDERS
 from feather.former import BatchFormer
 
@@ -20,6 +20,10 @@ class Options:
     """let the policy drive only while it gives more throughput than never stopping"""
     checkpoint: str = ""
     """file that what is learned is kept in, from one start to the next; none by default"""
+    trace: str = ""
+    """file that every decision is written to; none by default"""
+    trace_megabytes: int = 64
+    """size of that file at most"""
     chunk_size: int = 512
     """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
     counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
@@ -53,6 +57,7 @@ class Options:
                 raise ValueError(f"option {name}={getattr(self, name)!r} must be one of: {', '.join(choices)}")
         for name, low, high in (
             ("chunk_size", 1, 4096),
+            ("trace_megabytes", 1, None),
             ("max_loss", 0, None),
             ("max_loss_under_load", 0, None),
             ("min_batch", 1, None),
@@ -78,12 +83,14 @@ class Options:
 
     def make_policy(self) -> Policy:
         if self.policy == "never_stop":
-            return NeverStop()
-        if self.policy == "threshold":
+            policy = NeverStop()
+        elif self.policy == "threshold":
             policy = Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
         else:
             policy = Bandit()
-        return Guard(policy) if self.guard else policy
+        if self.guard and not policy.fills:
+            policy = Guard(policy)
+        return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
 
     def make_former(self, **engine: Any) -> BatchFormer:
         """``engine``: what only the engine knows, see ``BatchFormer``."""

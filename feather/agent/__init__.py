@@ -8,5 +8,6 @@ from feather.agent.bandit import Bandit
 from feather.agent.guard import Guard
 from feather.agent.policy import BatchState, Decision, Policy, Step
 from feather.agent.rules import NeverStop, Threshold
+from feather.agent.trace import Traced
 
-__all__ = ["Bandit", "BatchState", "Decision", "Guard", "NeverStop", "Policy", "Step", "Threshold"]
+__all__ = ["Bandit", "BatchState", "Decision", "Guard", "NeverStop", "Policy", "Step", "Threshold", "Traced"]
