@@ -184,11 +184,16 @@ class SimEngine:
         log: list[tuple[StepTime, float, float]] = []  # the step, its time in the queue, like neighbours
         prompt_tokens = sum(len(prompt.tokens) for prompt in workload.prompts) // len(workload.prompts)
         start = self.now
+        clients = workload.clients or len(pending)
+        sent: dict[int, float] = {}  # when each request came
         arrived = 0  # since the last step
         delivered = 0.0  # seconds that delivering the last step took
         while pending or scheduler.has_unfinished_requests():
-            while pending and start + pending[0][1].arrival <= self.now:
+            while pending and start + pending[0][1].arrival <= self.now and len(scheduler.requests) < clients:
                 index, prompt = pending.popleft()
+                if workload.clients is not None:
+                    prompt = replace(prompt, arrival=self.now - start)
+                sent[index] = prompt.arrival
                 request = self._request(f"{self._runs}-{index}", prompt, start)
                 requests[request.request_id], produced[request.request_id] = request, []
                 scheduler.add_request(request)
@@ -221,7 +226,7 @@ class SimEngine:
             log.append((timed, queue, like_neighbours(rows.ids, step.groups)))
             for id_ in self._sampled:
                 produced[id_].append(self.now - start)
-        return self._told(workload, arm, requests, produced, log, self.now - start)
+        return self._told(workload, arm, sent, produced, log, self.now - start)
 
     def _batch(self, batch, rows: Rows, shared: SharedBlocks, scheduled: dict[str, int], requests: dict):
         """The batch of this step: the last one, a token longer each, unless somebody came, left or is in prefill."""
@@ -268,13 +273,13 @@ class SimEngine:
                 f"{self._shape.name} leaves on {self._device.name} holds {self.kv_tokens} tokens, and the model takes {self._shape.max_tokens}"
             )
 
-    def _told(self, workload: Workload, arm, requests: dict, produced: dict, log: list, seconds: float) -> SimRun:
+    def _told(self, workload: Workload, arm, sent: dict[int, float], produced: dict, log: list, seconds: float) -> SimRun:
         for index, prompt in enumerate(workload.prompts):
             if (got := len(produced[f"{self._runs}-{index}"])) != prompt.decode_tokens:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
         steps = self.scheduler.steps
         times, queue, neighbours = zip(*log)
-        first = {f"{self._runs}-{index}": prompt.arrival for index, prompt in enumerate(workload.prompts)}
+        first = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
         return SimRun(
             seconds=seconds,
             output_tokens=workload.decode_tokens,
@@ -294,6 +299,7 @@ class SimEngine:
             cascade=np.array([step.cascade for step in times]),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
+            stopped_steps=sum(step.stopped for step in steps),
         )
 
 

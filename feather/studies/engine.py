@@ -38,6 +38,8 @@ class Run:
     preemptions: int = 0
     evictions: int = 0
     """of cached blocks"""
+    stopped_steps: int = 0
+    """that left requests waiting although more could have run"""
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
@@ -50,6 +52,7 @@ class Run:
             "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
             "preemptions": (self.preemptions, "requests"),
             "evictions": (self.evictions, "cached blocks"),
+            "stopped": (self.stopped_steps / len(self.step_seconds), "share of steps"),
             "time to first token, median": (np.median(self.first_token), "s"),
             "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
         }
@@ -184,11 +187,12 @@ class Engine:
         produced: dict[str, list[float]] = {}
         arrivals: dict[str, float] = {}
         finished = cached = 0
+        clients = workload.clients or len(pending)
         step_seconds, neighbours = [], []
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
-            while pending and pending[0][1].arrival <= now:
+            while pending and pending[0][1].arrival <= now and len(arrivals) - finished < clients:
                 index, prompt = pending.popleft()
                 request_id = f"{self._runs}-{index}"
                 params = SamplingParams(
@@ -199,7 +203,7 @@ class Engine:
                     output_kind=RequestOutputKind.DELTA,
                     extra_args={"group": prompt.group},
                 )
-                arrivals[request_id] = prompt.arrival
+                arrivals[request_id] = prompt.arrival if workload.clients is None else now
                 produced[request_id] = []
                 engine.add_request(request_id, {"prompt_token_ids": prompt.tokens}, params)
             if not engine.has_unfinished_requests():
@@ -238,6 +242,7 @@ class Engine:
             between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
+            stopped_steps=sum(step.stopped for step in steps),
         )
 
 

@@ -10,7 +10,7 @@ import seaborn as sns
 from feather.studies.stats import ratio
 
 # Every policy keeps its colour and marker in all figures.
-POLICIES = ("FCFS", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
+POLICIES = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
             "Feather (threshold, patient)")
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}

@@ -30,11 +30,11 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("FCFS", "fcfs"),
+        Arm("Feather", "feather"),
         # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
         Arm("Feather (threshold)", "feather", {"policy": "threshold", "guard": False, "chunk_size": 64}),
         Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
-        Arm("Feather (bandit, unguarded)", "feather", {"policy": "bandit", "guard": False}),
-        Arm("Feather", "feather"),
+        Arm("Feather (bandit alone)", "feather", {"policy": "bandit", "guard": False}),
         Arm("oracle (stop)", "oracle", {"stop": True}),
         Arm("oracle (order)", "oracle", {"stop": False}),
         Arm("LPM", "radix", {"policy": "lpm"}),
@@ -42,7 +42,7 @@ ARMS = {
         Arm("block table", "block table"),
     )
 }
-MAIN_ARMS = tuple(name for name, arm in ARMS.items() if arm.kind in ("fcfs", "feather", "oracle"))
+MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 
 
 @dataclass
@@ -59,6 +59,8 @@ class Step:
     """running requests sent back to wait for want of KV cache"""
     evicted: int = 0
     """blocks whose cached content was given up for new content"""
+    stopped: bool = False
+    """requests were left waiting although more could have run"""
 
 
 def _clocked(name: str):
@@ -160,7 +162,8 @@ class StudyScheduler(FeatherScheduler):
         if tokens:
             prefill = [count for id_, count in tokens.items() if id_ not in decoding]
             groups = {id_: group_of(self.requests[id_]) for id_ in tokens}
+            stopped = len(self.waiting) > 0 and len(self.running) < self.max_num_running_reqs
             preempted, evicted = len(output.preempted_req_ids or ()), self._evictions.count - evicted
-            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds, preempted, evicted))
+            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds, preempted, evicted, stopped))
             self.waiting.seconds = 0.0
         return output

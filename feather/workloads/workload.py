@@ -25,10 +25,14 @@ class Workload:
 
     prompts: list[Prompt]
     warm: bool = True
+    clients: int | None = None
+    """closed loop: so many clients, each sending its next request once its last is answered; None: nobody waits for answers"""
     note: str = ""
     """what was cut, scaled or drawn to make it, for the caption of a figure"""
 
     def __post_init__(self) -> None:
+        if self.clients is not None and self.clients < 1:
+            raise ValueError(f"clients={self.clients} must be at least 1, or None")
         before = 0.0
         for number, prompt in enumerate(self.prompts):
             if not prompt.arrival >= before:
