@@ -97,7 +97,7 @@ def test_documents_are_what_questions_share_and_no_run_finds_another_runs_questi
         assert prompt.group == other.group and prompt.tokens[301:] == other.tokens[301:] and shared(prompt.tokens, other.tokens) == 300
         assert 301 < len(prompt.tokens) <= 341 and 4 <= prompt.decode_tokens <= 20
         assert all(0 <= token < VOCABULARY for token in prompt.tokens)
-    assert "cut to their first 300 (4 are longer)" in one.note
+    assert "cut to their first 300 (4 of them longer)" in one.note
     assert [prompt.group for prompt in reading.workload(2).prompts] != [prompt.group for prompt in one.prompts]
     assert len(reading.workload(1, requests=5).prompts) == 5
 

@@ -71,7 +71,7 @@ class Reading:
         lengths, cut = [len(tokens) for tokens in whole], sum(len(tokens) > document_tokens for tokens in whole)
         self._note = (
             f"questions on {len(whole)} documents of {min(lengths)} to {max(lengths)} tokens, cut to their first "
-            f"{document_tokens} ({cut} are longer), questions to {question_tokens}; answers as long as the reference, but "
+            f"{document_tokens} ({cut} of them longer), questions to {question_tokens}; answers as long as the reference, but "
             f"{decode_tokens[0]} to {decode_tokens[1]} tokens"
         )
 
