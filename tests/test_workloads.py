@@ -267,7 +267,7 @@ def test_what_has_a_published_checksum_must_have_it(publisher, tmp_path, capsys)
     publisher(content=b"other\n", sha256=right)
     (tmp_path / "made" / "trace.jsonl").write_bytes(b"firs")  # damaged here, and changed there
     status, _, err = fetch(tmp_path, capsys)
-    assert status == 2 and f"is not {right[:16]}…, the published file's: damaged on the way, or changed since" in err
+    assert status == 2 and f"is not {right[:16]}…, that of the published file: damaged on the way, or changed since" in err
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["trace.jsonl"]
 
 
@@ -282,7 +282,8 @@ def test_without_one_the_first_copy_is_trusted_and_said_to_be_and_later_ones_are
     (tmp_path / "made" / "trace.jsonl").unlink()
     publisher(content=b"other\n")
     status, _, err = fetch(tmp_path, capsys)
-    assert status == 2 and "the copy fetched first's: damaged on the way, or changed since; to accept the new one, take 'made/trace.jsonl' out of" in err
+    assert status == 2 and "that of the copy fetched first: damaged on the way, or changed since" in err
+    assert "; to accept the new one, take 'made/trace.jsonl' out of" in err
     assert not list((tmp_path / "made").iterdir())
 
 

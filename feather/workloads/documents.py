@@ -29,7 +29,8 @@ def read_leval(path: Path) -> list[Document]:
         if not document.text.strip():
             raise DataError(path, line, "the document ('input') is empty")
         if not document.questions or len(document.questions) != len(document.answers):
-            raise DataError(path, line, f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs': one answer a question is expected")
+            counts = f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs'"
+            raise DataError(path, line, f"{counts}: one answer a question is expected")
         for name in ("instructions", "outputs"):
             if not all(isinstance(text, str) for text in record[name]):
                 raise DataError(path, line, f"{name!r} holds something that is no text")
