@@ -97,7 +97,7 @@ def test_documents_are_what_questions_share_and_no_run_finds_another_runs_questi
         assert prompt.group == other.group and prompt.tokens[301:] == other.tokens[301:] and shared(prompt.tokens, other.tokens) == 300
         assert 301 < len(prompt.tokens) <= 341 and 4 <= prompt.decode_tokens <= 20
         assert all(0 <= token < VOCABULARY for token in prompt.tokens)
-    assert "cut to their first 300 (4 are longer)" in one.note
+    assert "cut to their first 300 (4 of them longer)" in one.note
     assert [prompt.group for prompt in reading.workload(2).prompts] != [prompt.group for prompt in one.prompts]
     assert len(reading.workload(1, requests=5).prompts) == 5
 
@@ -267,7 +267,7 @@ def test_what_has_a_published_checksum_must_have_it(publisher, tmp_path, capsys)
     publisher(content=b"other\n", sha256=right)
     (tmp_path / "made" / "trace.jsonl").write_bytes(b"firs")  # damaged here, and changed there
     status, _, err = fetch(tmp_path, capsys)
-    assert status == 2 and f"is not {right[:16]}…, the published file's: damaged on the way, or changed since" in err
+    assert status == 2 and f"is not {right[:16]}…, that of the published file: damaged on the way, or changed since" in err
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["trace.jsonl"]
 
 
@@ -282,7 +282,8 @@ def test_without_one_the_first_copy_is_trusted_and_said_to_be_and_later_ones_are
     (tmp_path / "made" / "trace.jsonl").unlink()
     publisher(content=b"other\n")
     status, _, err = fetch(tmp_path, capsys)
-    assert status == 2 and "the copy fetched first's: damaged on the way, or changed since; to accept the new one, take 'made/trace.jsonl' out of" in err
+    assert status == 2 and "that of the copy fetched first: damaged on the way, or changed since" in err
+    assert "; to accept the new one, take 'made/trace.jsonl' out of" in err
     assert not list((tmp_path / "made").iterdir())
 
 

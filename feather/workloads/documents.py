@@ -29,7 +29,8 @@ def read_leval(path: Path) -> list[Document]:
         if not document.text.strip():
             raise DataError(path, line, "the document ('input') is empty")
         if not document.questions or len(document.questions) != len(document.answers):
-            raise DataError(path, line, f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs': one answer a question is expected")
+            counts = f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs'"
+            raise DataError(path, line, f"{counts}: one answer a question is expected")
         for name in ("instructions", "outputs"):
             if not all(isinstance(text, str) for text in record[name]):
                 raise DataError(path, line, f"{name!r} holds something that is no text")
@@ -71,7 +72,7 @@ class Reading:
         lengths, cut = [len(tokens) for tokens in whole], sum(len(tokens) > document_tokens for tokens in whole)
         self._note = (
             f"questions on {len(whole)} documents of {min(lengths)} to {max(lengths)} tokens, cut to their first "
-            f"{document_tokens} ({cut} are longer), questions to {question_tokens}; answers as long as the reference, but "
+            f"{document_tokens} ({cut} of them longer), questions to {question_tokens}; answers as long as the reference, but "
             f"{decode_tokens[0]} to {decode_tokens[1]} tokens"
         )
 

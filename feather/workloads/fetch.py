@@ -75,9 +75,9 @@ def _download(file: File, folder: Path) -> None:
 def _check(file: File, folder: Path, found: str) -> None:
     expected = _expected(file, folder)
     if expected is not None and found != expected:
-        known = "the published file" if file.sha256 else "the copy fetched first"
+        known = "that of the published file" if file.sha256 else "that of the copy fetched first"
         mend = "" if file.sha256 else f"; to accept the new one, take {file.path!r} out of {folder / RECORD}"
-        raise OSError(f"checksum {found[:16]}… is not {expected[:16]}…, {known}'s: damaged on the way, or changed since{mend}")
+        raise OSError(f"checksum {found[:16]}… is not {expected[:16]}…, {known}: damaged on the way, or changed since{mend}")
 
 
 def _expected(file: File, folder: Path) -> str | None:

@@ -14,7 +14,8 @@ def write(folder: Path, documents: int = 4, questions: int = 8, words: int = 400
     rng = np.random.default_rng(seed)
     leval, longbench = [], []
     for _ in range(documents):
-        text, asked, answers = _words(rng, words), [_words(rng, 8) + "?" for _ in range(questions)], [_words(rng, 12) for _ in range(questions)]
+        text = _words(rng, words)
+        asked, answers = [_words(rng, 8) + "?" for _ in range(questions)], [_words(rng, 12) for _ in range(questions)]
         leval.append({"instructions": asked, "outputs": answers, "input": text, "source": "made", "evaluation": "none"})
         longbench += [{"input": question, "context": text, "answers": [answer]} for question, answer in zip(asked, answers)]
     _lines(folder / "leval" / "made.jsonl", leval)

@@ -52,10 +52,12 @@ SOURCES = {
             _leval("Open-ended-tasks/paper_assistant.jsonl", "b2bdded86ee285f99f6371065014d47a22350718b68dd1e99839883d663380b1", 1_028_259),
             _leval("Open-ended-tasks/scientific_qa.jsonl", "db11d9cc4c928a3dc4bef6075a8223b785a117b4066439d4c55e6bc4e817f4c0", 504_366),
         )),
-        Source("longbench", "LongBench: questions on documents, 21 tasks in one archive", "https://huggingface.co/datasets/THUDM/LongBench", (
+        Source("longbench", "LongBench: questions on documents, 21 tasks in one archive",
+               "https://huggingface.co/datasets/THUDM/LongBench", (
             File("longbench/data.zip", "https://huggingface.co/datasets/THUDM/LongBench/resolve/main/data.zip", unpack="*.jsonl"),
         )),
-        Source("mooncake", "Mooncake's traces: times, lengths and block hashes of real requests (Apache-2.0)", "https://github.com/kvcache-ai/Mooncake", (
+        Source("mooncake", "Mooncake's traces: times, lengths and block hashes of real requests (Apache-2.0)",
+               "https://github.com/kvcache-ai/Mooncake", (
             _mooncake("conversation_trace.jsonl", "b8cbb061a85206d729d91cdc2981f43c9e0d99209dce588d3af5f7934408b9df", 3_029_533),
             _mooncake("toolagent_trace.jsonl"),
             _mooncake("synthetic_trace.jsonl"),

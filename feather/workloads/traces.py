@@ -124,7 +124,8 @@ def replay(
         prompts.append(Prompt(tokens[: most_tokens - answer], group, answer, time))
     when = f"time {faster:.0f} times faster, {requests_per_s:g} requests a second" if requests_per_s else "all there at the start"
     note = (
-        f"{requests} of the trace's {len(trace.requests)} requests, by whole conversations (but the last); lengths times {Fraction(block_tokens, BLOCK)}; {when}"
+        f"{requests} of the trace's {len(trace.requests)} requests, by whole conversations (but the last); "
+        f"lengths times {Fraction(block_tokens, BLOCK)}; {when}"
         + (f"; {cut} prompts cut to fit {most_tokens} tokens" if cut else "")
         + (f"; {trace.note}" if trace.note else "")
     )
