@@ -35,7 +35,7 @@ from feather.studies.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, DECODE = 8, 8_000, (8, 64)  # decode tokens: uniform, both included
 LOAD = 0.8  # of FCFS's capacity
-BURSTINESS = 0.02  # shape of the gamma-distributed gaps between arrivals: bursts of about fifty; 1 is a Poisson process
+BURSTINESS = 0.01  # shape of the gamma-distributed gaps between arrivals: bursts of about a hundred; 1 is a Poisson process
 MIX = {"serve": 0.93, "leave": 0.05, "nonsense": 0.01, "too long": 0.01}
 PATIENCE = 1.0  # mean seconds, exponential, until a client that leaves does
 NONSENSE = (
