@@ -35,7 +35,7 @@ from feather.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, DECODE = 8, 8_000, (8, 64)  # decode tokens: uniform, both included
 LOAD = 0.8  # of FCFS's capacity
-BURSTINESS = 0.02  # shape of the gamma-distributed gaps between arrivals: bursts of about fifty; 1 is a Poisson process
+BURSTINESS = 0.01  # shape of the gamma-distributed gaps between arrivals: bursts of about a hundred; 1 is a Poisson process
 MIX = {"serve": 0.93, "leave": 0.05, "nonsense": 0.01, "too long": 0.01}
 PATIENCE = 1.0  # mean seconds, exponential, until a client that leaves does
 NONSENSE = (
@@ -124,7 +124,10 @@ class Clients:
         except TimeoutError:
             phase.fates["left"] += 1
             return
-        phase.fates["served" if found.success and found.output_tokens >= wanted.output_len else "lost"] += 1
+        if not found.success or found.output_tokens < wanted.output_len:
+            phase.fates["lost"] += 1
+            return
+        phase.fates["served"] += 1
         phase.too_many += found.output_tokens > wanted.output_len
         phase.tokens += found.output_tokens
         phase.first_token.append(found.ttft)
@@ -181,7 +184,7 @@ def run(minutes: float, rounds: int) -> dict:
                 order = list(ARMS)[:: -1 if turn % 2 else 1]
                 for arm in order:
                     saturated[arm].append(clients[arm].run(max(64, round(capacity * per_phase / 3)), 10 + turn))
-                capacity = np.median([sum(phase.fates.values()) / phase.seconds for phase in saturated["fcfs"]])
+                capacity = np.median([phase.fates.total() / phase.seconds for phase in saturated["fcfs"]])
                 for arm in order:
                     rate = LOAD * capacity
                     bursty[arm].append(clients[arm].run(max(32, round(rate * per_phase * 2 / 3)), 1000 + turn, rate))
@@ -213,7 +216,7 @@ def report(saturated: dict, bursty: dict, begun: dict, ended: dict, fell_back: f
     compared |= {name.replace("_s", "_ratio"): over_fcfs(bursty, value) for name, value in tails.items()}
     found |= {name: round(one.median, 3) for name, one in compared.items()}
     growth = {arm: {process: round(ended[arm][process] - begun[arm][process], 1) for process in ended[arm]} for arm in ARMS}
-    queues = {arm: float(np.mean([waiting for phase in bursty[arm] for waiting in phase.queue])) for arm in ARMS}
+    queues = {arm: float(np.mean([waiting for phase in bursty[arm] for waiting in phase.queue] or [0])) for arm in ARMS}
     return {
         **found,
         "max_wait_s": round(max(max(phase.first_token) for phase in bursty["feather"]), 3),
@@ -225,8 +228,9 @@ def report(saturated: dict, bursty: dict, begun: dict, ended: dict, fell_back: f
         "intervals": {name: [round(one.low, 3), round(one.high, 3)] for name, one in compared.items()},
         "arms": {
             arm: {
+                "requests": sum(phase.fates.total() for phases in (saturated, bursty) for phase in phases[arm]),
                 "throughput_tok_s": [round(phase.tokens / phase.seconds, 1) for phase in saturated[arm]],
-                "offered_per_s": [round(sum(phase.fates.values()) / phase.seconds, 2) for phase in bursty[arm]],
+                "offered_per_s": [round(phase.fates.total() / phase.seconds, 2) for phase in bursty[arm]],
                 **{name: [round(float(value(phase)), 4) for phase in bursty[arm]] for name, value in tails.items()},
                 "longest_ttft_s": round(max(max(phase.first_token) for phase in bursty[arm]), 3),
                 "mean_queue": round(queues[arm], 2), "rss_growth_mb": growth[arm],
