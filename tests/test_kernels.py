@@ -161,7 +161,6 @@ def test_the_benchmark_needs_no_engine_to_load():
     "arguments, message",
     [
         (["--heads", "gpt-5"], "--heads 'gpt-5' is not one of: "),
-        (["--backend", "tpu"], "backend 'tpu' is not one of"),
         (["--repeats", "0"], "--repeats 0 must be at least 1"),
         (["--rows", "/nowhere/x.csv.gz"], "there is no folder /nowhere"),
     ],
