@@ -1,11 +1,20 @@
 """What stopping does, told apart from what the order of admission does; and what happens when the workload changes."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from tqdm import tqdm
 
-from feather.studies.engine import Run
+from feather.studies import figures
 from feather.studies.scheduler import ARMS, Arm
+from feather.studies.study import Condition, Study
 from feather.workloads import Workload, even_sizes, grouped, make_prefixes
+
+CLIENTS = 2  # in closed loop, for each row of the batch
 
 _STRICT = {"policy": "threshold", "guard": False, "chunk_size": 64, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0,
            "straggler_share": 0.0}  # fmt: skip
@@ -19,52 +28,85 @@ APART = (
 """Order and stopping, each alone and both together; stopping is strict: a batch holds one group, until it is gone."""
 
 
-def shift(before: tuple[int, int], after: tuple[int, int], requests: tuple[int, int], at: float, decode_tokens, seed: int = 1):
-    """A full queue over one set of prefixes from the start, and one over another from ``at`` seconds on.
+def in_closed_loop(engine, prefixes: list, requests: int, decode_tokens, arms: Sequence[Arm], **told) -> list[Condition]:
+    """``requests`` over the prefixes from clients in closed loop, under each arm, on a warm prefix cache. ``told`` goes into
+    the parameters of the rows."""
+    clients = CLIENTS * engine.max_batch
+    parameters = {"groups": len(prefixes), "requests": requests, "prefix tokens": len(prefixes[0]), "decode tokens": decode_tokens,
+                  "clients": clients, **told}  # fmt: skip
+
+    def condition(arm: Arm) -> Condition:
+        def run(seed: int):
+            workload = grouped(prefixes, even_sizes(requests, len(prefixes)), seed, decode_tokens=decode_tokens)
+            return engine.run(replace(workload, clients=clients), arm)
+
+        return Condition(arm.name, parameters, run)
+
+    return [condition(arm) for arm in arms]
+
+
+def shift(before: Sequence[int], after: Sequence[int], requests: Sequence[int], decode_tokens, clients: int, seed: int = 1):
+    """Clients in closed loop that first ask about one set of prefixes and then about another.
 
     Args:
         before, after: (prefix groups, tokens of a prefix).
-        requests: in each of the two.
-        at: late enough that the first queue is empty under every policy that is compared.
+        requests: how many in each of the two.
 
     Returns:
-        (prefixes, workload)
+        (prefixes, workload); the groups of the second part are numbered on from those of the first.
     """
-    first = make_prefixes(*before, seed=seed)
-    then = make_prefixes(*after, seed=seed + 1)
-    one = grouped(first, even_sizes(requests[0], before[0]), seed, decode_tokens=decode_tokens)
-    other = grouped(then, even_sizes(requests[1], after[0]), seed + 1, decode_tokens=decode_tokens)
-    later = [type(prompt)(prompt.tokens, prompt.group + before[0], prompt.decode_tokens, at) for prompt in other.prompts]
-    return first + then, Workload(one.prompts + later)
+    prefixes, prompts = [], []
+    for part, ((groups, tokens), count) in enumerate(zip((before, after), requests)):
+        own = make_prefixes(groups, tokens, seed=seed + part)
+        workload = grouped(own, even_sizes(count, groups), seed + part, decode_tokens=decode_tokens)
+        prompts += [replace(prompt, group=prompt.group + len(prefixes)) for prompt in workload.prompts]
+        prefixes += own
+    return prefixes, Workload(prompts, clients=clients)
 
 
-def phases(run: Run, groups_before: int, groups_of: list[set[int]]) -> np.ndarray:
-    """For each step, whether it belongs to what came after the shift (True as soon as a step holds one of its groups)."""
-    return np.array([any(group >= groups_before for group in groups) for groups in groups_of])
+def timelines(engine, study: Study, name: str, prefixes: list, workload: Workload, groups_before: int, arms: Sequence[Arm],
+              window: float) -> pd.DataFrame:  # fmt: skip
+    """Throughput by windows of ``window`` seconds, counted both ways from the first step that holds a request of the second
+    part.
 
-
-def timeline(run: Run, after: np.ndarray, window: float) -> pd.DataFrame:
-    """Throughput by windows of ``window`` seconds of engine time, counted anew from the shift on.
-
-    Columns: phase ("before", "after"), seconds (end of the window), throughput (tok/s). An unfinished last window is left
-    out."""
+    Columns: policy, phase ("before", "after"), seconds (middle of the window; negative before), throughput (tok/s). Windows that are
+    not full are left out; rows of the study are kept, too.
+    """
+    engine.warm(prefixes)
     rows = []
-    for phase, chosen in (("before", ~after), ("after", after)):
-        ends = np.cumsum(run.step_seconds[chosen])
-        tokens = np.cumsum(run.decode_rows[chosen])
-        marks = np.arange(window, ends[-1] if len(ends) else 0, window)
-        at = np.interp(marks, ends, tokens)
-        for mark, gained in zip(marks, np.diff(np.concatenate([[0], at]))):
-            rows.append({"phase": phase, "seconds": mark, "throughput": gained / window})
+    for arm in tqdm(arms, desc=name, unit="run"):
+        run = engine.run(workload, arm)
+        later = np.array([max(step.groups.values()) >= groups_before for step in engine.scheduler.steps])
+        begin = int(np.argmax(later))
+        ends = np.cumsum(run.step_seconds)
+        tokens = np.cumsum(run.decode_rows)
+        zero = ends[begin - 1]
+        for edge in np.arange(-window * (zero // window), ends[-1] - zero - window, window):
+            gained = np.interp([edge + zero, edge + zero + window], ends, tokens)
+            middle = edge + window / 2
+            rows.append({"policy": arm.name, "phase": "after" if middle > 0 else "before", "seconds": middle, "throughput": np.diff(gained)[0] / window})
+            study.row(arm.name, {"shift": name, "window": window, "seconds": float(middle)}, "throughput in window", rows[-1]["throughput"], "tok/s", 0)
+    study.rows()
     return pd.DataFrame(rows)
 
 
 def recovered(times: pd.DataFrame, target: float, share: float = 0.95) -> float:
-    """Seconds after the shift from which on the throughput stays at ``share`` of ``target`` on average; infinite if never.
-
-    A single window is noise (a batch begins with prefill), so what counts is the mean of all that follow."""
-    after = times[times["phase"] == "after"]
-    values, seconds = after["throughput"].to_numpy(), after["seconds"].to_numpy()
+    """Seconds after the shift from which on the throughput is ``share`` of ``target``, as the mean of all that follows;
+    infinite if it never is. ``times``: one policy's rows of ``timelines``."""
+    after = times[times["phase"] == "after"].sort_values("seconds")
+    values, middles = after["throughput"].to_numpy(), after["seconds"].to_numpy()
     rest = np.cumsum(values[::-1])[::-1] / np.arange(len(values), 0, -1)
     good = np.flatnonzero(rest >= share * target)
-    return float(seconds[good[0]] - (seconds[1] - seconds[0] if len(seconds) > 1 else 0)) if len(good) else float("inf")
+    return float(middles[good[0]] - middles[0]) if len(good) else float("inf")
+
+
+def shift_figure(times: dict[str, pd.DataFrame], title: str):
+    """One panel for each shift."""
+    figure, panels = plt.subplots(len(times), 1, figsize=(8, 3.2 * len(times)), sharex=False, layout="constrained")
+    for axes, (name, table) in zip(np.atleast_1d(panels), times.items()):
+        sns.lineplot(table, x="seconds", y="throughput", hue="policy", hue_order=figures.in_order(table["policy"]), palette=figures.colours(), ax=axes)
+        axes.axvline(0, color="0.4", linestyle="--", linewidth=1)
+        axes.set(title=name, xlabel="seconds since the shift", ylabel="tok/s")
+        axes.set_ylim(bottom=0)
+    figure.suptitle(title)
+    return figure
