@@ -61,44 +61,44 @@ def workload_of(point: Point, seed: int):
     return grouped(prefixes, even_sizes(point.batch, point.groups), seed, SUFFIX, DECODE, shuffled=point.rows == "shuffled")
 
 
-def this_cpu(rows: pd.DataFrame, heads_at_once: bool = True) -> Device:
+# What the kernel's source would tell, tried on the fitted points: the order of its loops as (all heads of a row before the next
+# row, share of the last-level cache that one sweep has: with a head to each of two cores, half), and its tile of query rows.
+LOOPS = {"row by row": (True, 1.0), "head by head": (False, 1.0), "head by head, one to a core": (False, 0.5)}
+TILES = (1, 8, 16, 32, 64)
+
+
+def this_cpu(rows: pd.DataFrame) -> Device:
     """A device whose rates are fitted to the rows that are not held out: seconds per step, per row, per byte of keys and
-    values read, per byte of them from DRAM, per FLOP of the linear layers and of prefill attention: a non-negative
-    least-squares fit of the *relative* error. Two cores work on two rows at a time and hide no latency, so times add up.
-    The size of the last-level cache is the one that the kernel tells."""
+    values read, per byte of them from DRAM, per FLOP of the linear layers: a non-negative least-squares fit of the
+    *relative* error, for the loop order and query tile that fit best. Cores hide little latency, so times add up. The size of
+    the last-level cache is the one that the kernel tells."""
     fitted = rows[~rows["held_out"]]
-    unit = _unit_device(rows, heads_at_once)
-    model = StepModel(unit, TINY_LLAMA)
-    features = np.array([_features(model, batch_of(*_point(row))) for row in fitted.itertuples()])
-    taken = fitted["step_ms"].to_numpy() / 1e3
-    step, row, cache, dram, linear, attention = nnls(features / taken[:, None], np.ones(len(taken)))[0]
-    return replace(
-        unit,
-        step_seconds=step,
-        row_seconds=row,
-        cache_rate=1 / cache if cache else np.inf,
-        memory_rate=1 / dram if dram else np.inf,
-        flop_rate=1 / linear if linear else np.inf,
-        attention_share=linear / attention if attention else np.inf,
-    )
+    devices = [_fit(fitted, loops, tile) for loops, tile in product(LOOPS.values(), TILES)]
+    return min(devices, key=lambda device: predicted(device, fitted)["error"].abs().mean())
 
 
-def _unit_device(rows: pd.DataFrame, heads_at_once: bool) -> Device:
-    device = rows["device"].iloc[0]
-    return Device(
-        device, memory_bytes=np.inf, memory_rate=1.0, cache_bytes=float(rows["l3_bytes"].iloc[0]), cache_rate=1.0, flop_rate=1.0,
-        gemm_share=1.0, attention_share=1.0, concurrent_rows=2, query_tile=1, heads_at_once=heads_at_once, overlaps=False,
-        sources=dict.fromkeys(("memory_rate", "cache_rate", "flop_rate", "attention_share", "step_seconds", "row_seconds"),
-                              "fitted to data/calibration/cpu_steps.csv")
-        | {"cache_bytes": "told by the kernel", "memory_bytes": "not modelled", "gemm_share": "part of flop_rate",
-           "concurrent_rows": "number of cores", "query_tile": "no padding", "heads_at_once": "better of both on the fitted points",
-           "overlaps": "cores wait for memory"},
+def _fit(rows: pd.DataFrame, loops: tuple[bool, float], tile: int) -> Device:
+    heads_at_once, share = loops
+    sources = {
+        "memory_bytes": "not modelled", "cache_bytes": "L3 as the system tells it", "gemm_share": "part of flop_rate",
+        "attention_share": "attention is counted by what it reads", "concurrent_rows": "a head or a row to a core", "overlaps": "additive",
+    } | dict.fromkeys(("memory_rate", "cache_rate", "flop_rate", "step_seconds", "row_seconds", "heads_at_once", "query_tile"), "fitted")  # fmt: skip
+    unit = Device(
+        rows["device"].iloc[0], memory_bytes=np.inf, memory_rate=1.0, cache_bytes=share * float(rows["l3_bytes"].iloc[0]),
+        cache_rate=1.0, flop_rate=1.0, gemm_share=1.0, attention_share=np.inf, concurrent_rows=1 if share < 1 else 2,
+        query_tile=tile, heads_at_once=heads_at_once, overlaps=False, sources=sources,
     )  # fmt: skip
+    model = StepModel(unit, TINY_LLAMA)
+    features = np.array([_features(model, batch_of(*_point(row))) for row in rows.itertuples()])
+    taken = rows["step_ms"].to_numpy() / 1e3
+    step, row, *per_unit = nnls(features / taken[:, None], np.ones(len(taken)))[0]
+    cache, dram, linear = (1 / cost if cost else np.inf for cost in per_unit)
+    return replace(unit, step_seconds=step, row_seconds=row, cache_rate=cache, memory_rate=dram, flop_rate=linear)
 
 
 def _features(model: StepModel, batch: Batch) -> list[float]:
     time = model.time(batch)
-    return [1.0, batch.rows, time.kv_cache_bytes, time.kv_dram_bytes, time.linear_flop, time.attention_flop]
+    return [1.0, batch.rows, time.kv_cache_bytes, time.kv_dram_bytes, time.linear_flop]
 
 
 def _point(row) -> tuple[Point, int]:

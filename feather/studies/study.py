@@ -118,11 +118,11 @@ class Study:
         self._save()
         return f"{claim_id}: not run here. {mend}"
 
-    def figure(self, figure, name: str, caption: str, measured: bool = True) -> None:
+    def figure(self, figure, name: str, caption: str, measured: bool = True, engine: Engine | None = None) -> None:
         """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
-        be."""
+        be: on the study's engine, or on the one given."""
         if measured:
-            sign(figure, self.provenance)
+            sign(figure, _provenance(engine) if engine else self.provenance)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=150)
         self._figures.append({"name": name, "caption": caption})
