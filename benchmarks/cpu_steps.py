@@ -15,7 +15,7 @@ from feather.sim import calibration
 from feather.studies import machine
 from feather.studies.engine import Engine
 from feather.studies.scheduler import ARMS
-from feather.studies.workloads import make_prefixes, unshared
+from feather.workloads import make_prefixes, unshared
 
 REPEATS = 3
 

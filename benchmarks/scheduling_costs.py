@@ -20,7 +20,7 @@ SIZES = ((64, 32, 2000), (400, 100, 5000), (800, 500, 5000), (600, 200, 10_000))
 def run(write: bool) -> dict:
     from feather.sim.engine import SimEngine
     from feather.studies.scheduler import ARMS as ALL
-    from feather.studies.workloads import even_sizes, grouped, make_prefixes
+    from feather.workloads import even_sizes, grouped, make_prefixes
 
     measured = []
     for requests, batch, tokens in SIZES:

@@ -31,7 +31,7 @@ from benchmarks.timing import main
 from feather.studies import machine
 from feather.studies.model import TINY_LLAMA
 from feather.studies.stats import Ratio, ratio
-from feather.studies.workloads import even_sizes, grouped, make_prefixes
+from feather.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, DECODE = 8, 8_000, (8, 64)  # decode tokens: uniform, both included
 LOAD = 0.8  # of FCFS's capacity

@@ -9,7 +9,7 @@
 from benchmarks.timing import main, spread, timed
 from feather.sim.engine import SimEngine
 from feather.studies.scheduler import ARMS
-from feather.studies.workloads import even_sizes, grouped, make_prefixes
+from feather.workloads import even_sizes, grouped, make_prefixes
 
 REPEATS = 5
 

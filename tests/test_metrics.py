@@ -10,7 +10,7 @@ from feather.vllm import FeatherScheduler
 from feather.vllm.metrics import FeatherMetrics
 from modelless import Driver, make_request, make_scheduler
 
-OPTIONS = {"policy": "threshold", "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
+OPTIONS = {"policy": "threshold", "guard": False, "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
 
 
 class Watched(Driver):

@@ -182,7 +182,7 @@ def test_shared_blocks_equal_what_comparing_all_tables_finds():
 
 @pytest.fixture(scope="module")
 def workloads():
-    from feather.studies.workloads import even_sizes, grouped, make_prefixes
+    from feather.workloads import even_sizes, grouped, make_prefixes
 
     prefixes = make_prefixes(3, 1024)
     return prefixes, lambda seed=1, **options: grouped(prefixes, even_sizes(24, 3), seed, **{"decode_tokens": (4, 20), **options})
@@ -236,7 +236,7 @@ def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(wo
     engine = sim(kv_gib=4200 * BYTES / 2**30, max_batched_tokens=256)
     engine.warm(prefixes)
     run = engine.run(workload(decode_tokens=200), ARMS["FCFS"])
-    assert run.preemptions > 0 and run.evicted_blocks > 0 and run.output_tokens == 24 * 200
+    assert run.preemptions > 0 and run.evictions > 0 and run.output_tokens == 24 * 200
     assert run.prefill_tokens.max() <= 256
     roomy = sim(max_batched_tokens=256)
     roomy.warm(prefixes)
@@ -245,7 +245,7 @@ def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(wo
 
 def test_a_divergent_request_ends_cascade():
     from feather.studies.scheduler import ARMS
-    from feather.studies.workloads import grouped, make_prefixes
+    from feather.workloads import grouped, make_prefixes
 
     prefixes, engine = make_prefixes(2, 4000), sim(max_batch=100)
     engine.warm(prefixes)
@@ -281,7 +281,7 @@ def test_what_cannot_work_is_refused_with_the_numbers(options, message):
 
 def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers():
     from feather.studies.scheduler import ARMS
-    from feather.studies.workloads import unshared
+    from feather.workloads import unshared
 
     with pytest.raises(ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"):
         sim(kv_gib=2000 * BYTES / 2**30).run(unshared(1, 3000, seed=1), ARMS["FCFS"])

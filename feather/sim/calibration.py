@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from feather.sim.hardware import Device
 from feather.sim.steptime import Batch, StepModel
 from feather.studies.model import TINY_LLAMA
-from feather.studies.workloads import even_sizes, grouped, make_prefixes
+from feather.workloads import even_sizes, grouped, make_prefixes
 
 STEPS = Path(__file__).resolve().parents[2] / "data" / "calibration" / "cpu_steps.csv"
 SUFFIX, DECODE = 20, 10  # tokens

@@ -19,7 +19,7 @@ from feather.sim.rows import Rows, SharedBlocks
 from feather.sim.steptime import StepModel, StepTime
 from feather.studies.engine import Run, like_neighbours
 from feather.studies.model import MODELS, Model
-from feather.studies.workloads import Prompt, Workload
+from feather.workloads import Prompt, Workload
 
 _TOKEN = 7  # what every step samples
 
@@ -28,16 +28,13 @@ _TOKEN = 7  # what every step samples
 class SimRun(Run):
     """A run on the modelled device: what a ``Run`` tells, and the memory traffic that no engine reports."""
 
-    weight_bytes: np.ndarray
+    weight_bytes: np.ndarray = field(kw_only=True)
     """per step, from DRAM"""
-    kv_dram_bytes: np.ndarray
-    kv_cache_bytes: np.ndarray
+    kv_dram_bytes: np.ndarray = field(kw_only=True)
+    kv_cache_bytes: np.ndarray = field(kw_only=True)
     """per step, keys and values that the cores read, from the last-level cache or through it"""
-    cascade: np.ndarray
+    cascade: np.ndarray = field(kw_only=True)
     """per step: the cascade kernel ran"""
-    evicted_blocks: int
-    """cached blocks whose KV was given up for new ones"""
-    preemptions: int
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         dram = self.weight_bytes.sum() + self.kv_dram_bytes.sum()
@@ -49,8 +46,6 @@ class SimRun(Run):
             "KV read by the cores": (self.kv_cache_bytes.sum() / 1e9, "GB"),
             "cascade steps": (self.cascade.mean(), "share of steps"),
             "prefilled tokens": (self.prefill_tokens.sum(), "tokens"),
-            "evicted blocks": (self.evicted_blocks, "blocks"),
-            "preemptions": (self.preemptions, "preemptions"),
         }
         return {**super().metrics(), **{name: (float(value), unit) for name, (value, unit) in traffic.items()}}
 
@@ -180,7 +175,7 @@ class SimEngine:
         self._check(workload)
         scheduler = self.scheduler
         scheduler.use(arm)
-        scheduler.evicted_blocks = self._cached_tokens = 0
+        self._cached_tokens = 0
         self._runs += 1
         rows, shared, batch = Rows(), SharedBlocks(self.block_size), None
         pending = deque(enumerate(workload.prompts))
@@ -190,6 +185,7 @@ class SimEngine:
         prompt_tokens = sum(len(prompt.tokens) for prompt in workload.prompts) // len(workload.prompts)
         start = self.now
         arrived = 0  # since the last step
+        delivered = 0.0  # seconds that delivering the last step took
         while pending or scheduler.has_unfinished_requests():
             while pending and start + pending[0][1].arrival <= self.now:
                 index, prompt = pending.popleft()
@@ -210,18 +206,18 @@ class SimEngine:
             batch = self._batch(batch, rows, shared, scheduled, requests)
             self.last_batch = batch
             step = scheduler.steps[-1]
-            began = time.perf_counter()
-            self._deliver(output, requests)
-            taken += time.perf_counter() - began
             work = len(scheduled), waiting, arrived, len(output.scheduled_new_reqs), prompt_tokens
             queue = engine = arrived = 0
             if self.costs is not None:
                 queue, engine = self.costs.seconds(arm, *work)
             elif self.scheduling == "measured":
-                queue, engine = step.queue_seconds, taken - step.queue_seconds
+                queue, engine = step.queue_seconds, taken + delivered - step.queue_seconds  # delivered: the step before
                 self.measured.append((kind_of(arm), *work, queue * 1e3, engine * 1e3))
             timed = self.steps.time(batch, queue + engine)
             self.now += timed.seconds
+            began = time.perf_counter()
+            self._deliver(output, requests)
+            delivered = time.perf_counter() - began
             log.append((timed, queue, like_neighbours(rows.ids, step.groups)))
             for id_ in self._sampled:
                 produced[id_].append(self.now - start)
@@ -296,8 +292,8 @@ class SimEngine:
             kv_dram_bytes=np.array([step.kv_dram_bytes for step in times]),
             kv_cache_bytes=np.array([step.kv_cache_bytes for step in times]),
             cascade=np.array([step.cascade for step in times]),
-            evicted_blocks=self.scheduler.evicted_blocks,
-            preemptions=sum(request.num_preemptions for request in requests.values()),
+            preemptions=sum(step.preempted for step in steps),
+            evictions=sum(step.evicted for step in steps),
         )
 
 

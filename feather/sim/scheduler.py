@@ -1,4 +1,4 @@
-"""The scheduler of the studies on a clock of its own, with an eye on what the KV cache gives up."""
+"""The scheduler of the studies on a clock of its own."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,16 +21,6 @@ class SimScheduler(StudyScheduler):
     def __init__(self, *args, clock: Callable[[], float], **kwargs):
         self.clock = clock
         super().__init__(*args, **kwargs)
-        self.evicted_blocks = 0
-        pool = self.kv_cache_manager.block_pool
-        evict = pool._maybe_evict_cached_block
-
-        def counted(block) -> bool:
-            evicted = evict(block)
-            self.evicted_blocks += evicted
-            return evicted
-
-        pool._maybe_evict_cached_block = counted
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
         # The budget is one of real time, of which a virtual clock knows nothing.

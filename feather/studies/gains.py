@@ -20,7 +20,7 @@ from feather.studies.scale import MAIN
 from feather.studies.scheduler import ARMS
 from feather.studies.stats import ratio
 from feather.studies.study import Study
-from feather.studies.workloads import Workload, even_sizes, grouped, make_prefixes
+from feather.workloads import Workload, even_sizes, grouped, make_prefixes
 
 MECHANISMS = ("locality", "cascade", "memory", "prefill")
 WORLDS = {
@@ -120,7 +120,7 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
 
 def what_happened(runs: pd.DataFrame) -> pd.DataFrame:
     """Medians of what explains the ratios, for the world with everything and the one without cascade."""
-    wanted = ["throughput", "mean batch", "groups per batch", "prefix hits", "evicted blocks", "preemptions", "cascade steps"]
+    wanted = ["throughput", "mean batch", "groups per batch", "prefix hits", "evictions", "preemptions", "cascade steps"]
     part = runs[runs["metric"].isin(wanted) & runs["world"].isin(["all", "all but cascade"])]
     return part.pivot_table(index=["claim", "world", "policy"], columns="metric", values="value", aggfunc="median", sort=False)[wanted]
 

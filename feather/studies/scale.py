@@ -7,7 +7,7 @@ from functools import cache
 from feather.sim.engine import SimEngine
 from feather.studies.scheduler import ARMS, Arm
 from feather.studies.study import Condition
-from feather.studies.workloads import Workload, even_sizes, grouped, make_prefixes
+from feather.workloads import Workload, even_sizes, grouped, make_prefixes
 
 # The threshold rule without the limit on how long a request may be passed over, which the paper's system does not have.
 PATIENT = Arm("Feather (threshold, patient)", "feather", {"policy": "threshold", "chunk_size": 64, "max_wait": float("inf")})
