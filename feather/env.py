@@ -63,7 +63,7 @@ def draw_traffic(rng: np.random.Generator, world: World) -> Traffic:
             suffix_tokens=int(rng.choice([20, 20, 600])),
             decode=((16, 16), (64, 64), (128, 128), (16, 112))[rng.integers(4)],
             max_batch=max_batch,
-            requests=in_system + 2 * max_batch,
+            requests=in_system + max_batch,
             in_system=in_system,
         )
         if traffic.kv_tokens <= world.kv_tokens:

@@ -48,6 +48,7 @@ class Network(Policy):
             inputs = len(biases)
         if inputs != 1:
             raise ValueError(f"its last layer must have one output, not {inputs}")
+        (self._last,), (self._threshold,) = self.layers[-1][0], -self.layers[-1][1]
 
     @classmethod
     def read(cls, path: Path) -> "Network":
@@ -63,12 +64,11 @@ class Network(Policy):
         checkpoint.write(path, KIND, VERSION, {"wide": self.wide, "layers": layers, "trained": self.trained})
 
     def decide(self, state: BatchState) -> bool:
-        return not state.tip_loss or self.advantage(state) >= 0
-
-    def advantage(self, state: BatchState) -> float:
-        """Of ADD over STOP, in the network's own unit."""
+        if not state.tip_loss:
+            return True
         seen = features(state, self.wide)
         for weights, biases in self.layers[:-1]:
-            seen = np.maximum(weights @ seen + biases, 0)
-        weights, biases = self.layers[-1]
-        return float(weights[0] @ seen + biases[0])
+            seen = weights.dot(seen)
+            seen += biases
+            np.maximum(seen, 0, seen)
+        return bool(self._last.dot(seen) >= self._threshold)

@@ -5,7 +5,7 @@ stays there, memory never runs out, and prefill is left out, since each request'
 decides. What is left is what a stopping policy decides about: who decodes together, and how long that takes.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import count
 
@@ -79,6 +79,8 @@ class Formation:
         self._waiting: dict[int, tuple[int, int, float]] = {}  # id → group, tokens to decode, arrival
         self._running: dict[int, list[int]] = {}  # id → group, tokens to go, tokens of context
         self._private_chunks = max(0, (traffic.prefix_tokens + traffic.suffix_tokens) // options.chunk_size - len(self._paths[0]))
+        self._rows_of: Counter[int] = Counter()  # groups that run
+        self._own_tokens = 0  # of those who run, beside their prefixes
         self._rows = Rows()
         self._batch: Batch | None = None
         self._arrive()
@@ -90,9 +92,8 @@ class Formation:
     @property
     def kv_use(self) -> float:
         """Share of the KV cache in use: the prefixes that run, each once, and what the requests have of their own."""
-        prefix = self.traffic.prefix_tokens
-        own = sum(context - prefix for _, _, context in self._running.values())
-        return min(1.0, (prefix * len({group for group, _, _ in self._running.values()}) + own) / self.kv_tokens)
+        shared = self.traffic.prefix_tokens * len(self._rows_of)
+        return min(1.0, (shared + self._own_tokens) / self.kv_tokens)
 
     def advance(self) -> None:
         """Admit as the policy decides, then decode until somebody has finished, or for a few steps."""
@@ -105,6 +106,8 @@ class Formation:
             self.former.start(id_)
             group, tokens, came = self._waiting.pop(id_)
             self._running[id_] = [group, tokens, self.traffic.prefix_tokens + self.traffic.suffix_tokens]
+            self._rows_of[group] += 1
+            self._own_tokens += self.traffic.suffix_tokens
             self.starts.append(self.now)
             self.waited += self.now - came
             if id_ < len(self.starts):
@@ -121,13 +124,14 @@ class Formation:
         self.log.append((self.now, rows, seconds, steps))
         self.now += steps * seconds
         self.tokens += steps * rows
+        self._own_tokens += steps * rows
         for _ in range(steps):
             self.former.ran(formed, rows, seconds, 0)
         for id_, request in list(self._running.items()):
             request[1] -= steps
             request[2] += steps
             if not request[1]:
-                del self._running[id_]
+                self._leave(id_)
                 self.former.finish(id_)
                 self._batch = None
         self._arrive()
@@ -153,6 +157,13 @@ class Formation:
             id_, group, tokens = self._pending.popleft()
             self._waiting[id_] = group, tokens, self.now
             self.former.wait(id_, [*self._paths[group], *((id_, chunk) for chunk in range(self._private_chunks))])
+
+    def _leave(self, id_: int) -> None:
+        group, _, context = self._running.pop(id_)
+        self._own_tokens -= context - self.traffic.prefix_tokens
+        self._rows_of[group] -= 1
+        if not self._rows_of[group]:
+            del self._rows_of[group]
 
     def _form_batch(self) -> Batch:
         if self._batch is None:
