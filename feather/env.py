@@ -11,7 +11,7 @@ from feather.agent import BatchState, Policy
 from feather.agent.network import NARROW, features
 from feather.options import Options
 from feather.sim import calibration
-from feather.sim.formation import Formation, Traffic
+from feather.sim.formation import PATIENT, Formation, Traffic
 from feather.sim.hardware import DEVICES
 from feather.sim.steptime import StepModel
 from feather.studies.model import LLAMA_3_8B, TINY_LLAMA
@@ -116,7 +116,7 @@ class BatchFormation(gymnasium.Env):
     metadata: dict = {"render_modes": []}
 
     def __init__(self, world: World, wide: bool = False, latency_weight: float = 0.0, unfairness_weight: float = 0.0,
-                 traffic: Traffic | None = None, options: Options = Options(policy="never_stop")):  # fmt: skip
+                 traffic: Traffic | None = None, options: Options = PATIENT):  # fmt: skip
         for name, weight in (("latency_weight", latency_weight), ("unfairness_weight", unfairness_weight)):
             if not 0 <= weight < np.inf:
                 raise ValueError(f"{name}={weight!r} must be a finite number of at least 0")

@@ -18,6 +18,7 @@ from feather.sim.rows import Rows
 from feather.sim.steptime import Batch, StepModel
 
 _STRIDE = 16  # steps between two looks at the queue while nobody comes or leaves: time alone changes little
+PATIENT = Options(policy="never_stop", max_wait=float("inf"))
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class Formation:
         policy: who decides; asked and told as in an engine.
         seed: of the requests' groups, drawn evenly, and their decode lengths.
         kv_tokens: tokens that the KV cache holds, for ``BatchState.kv_use``.
-        options: of the scheduler; its policy is not looked at.
+        options: of the scheduler; its policy is not looked at. By default without a limit on waiting: where that limit strikes,
+            it decides, and no policy.
     """
 
     def __init__(self, steps: StepModel, traffic: Traffic, policy: Policy, seed: int, kv_tokens: float = float("inf"),
-                 options: Options = Options(policy="never_stop")):  # fmt: skip
+                 options: Options = PATIENT):  # fmt: skip
         self.steps, self.traffic, self.kv_tokens = steps, traffic, kv_tokens
         self.former = BatchFormer(policy, options.order, options.straggler_share, options.max_wait, traffic.max_batch,
                                   lambda: self.now, lambda: self.kv_use)  # fmt: skip
