@@ -1,21 +1,26 @@
 """The options of the scheduler, the same for every engine, refused by name when wrong."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from feather.agent import Bandit, Guard, NeverStop, Policy, Threshold, Traced
+from feather.agent import Bandit, Guard, Network, NeverStop, Policy, Threshold, Traced
 from feather.cht import ORDERS
 from feather.former import BatchFormer
 
-POLICIES = ("never_stop", "threshold", "bandit")
+logger = logging.getLogger("feather")
+
+POLICIES = ("never_stop", "threshold", "bandit", "network")
 
 
 @dataclass(frozen=True)
 class Options:
     policy: str = "bandit"
-    """when to stop filling the batch: "never_stop", "threshold" (the authors' rule) or "bandit" (learned while serving)"""
+    """when to stop filling the batch: "never_stop", "threshold" (the authors' rule), "bandit" (learned while serving) or
+    "network" (trained beforehand, ``python -m feather.train``)"""
     guard: bool = True
     """let the policy drive only while it gives more throughput than never stopping"""
     checkpoint: str = ""
@@ -24,6 +29,8 @@ class Options:
     """file that every decision is written to; none by default"""
     trace_megabytes: int = 64
     """size of that file at most"""
+    network: str = ""
+    """network: the file that ``feather.train`` wrote"""
     chunk_size: int = 512
     """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
     counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
@@ -55,6 +62,8 @@ class Options:
         for name, choices in (("policy", POLICIES), ("order", ORDERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"option {name}={getattr(self, name)!r} must be one of: {', '.join(choices)}")
+        if self.policy == "network" and not Path(self.network).expanduser().is_file():
+            raise ValueError(f"option network={self.network!r} must name a file that python -m feather.train has written")
         for name, low, high in (
             ("chunk_size", 1, 4096),
             ("trace_megabytes", 1, None),
@@ -86,6 +95,12 @@ class Options:
             policy = NeverStop()
         elif self.policy == "threshold":
             policy = Threshold(self.chunk_size, self.max_loss, self.max_loss_under_load, self.min_batch)
+        elif self.policy == "network":
+            try:
+                policy = Network.read(Path(self.network).expanduser())
+            except (ValueError, OSError) as error:
+                logger.warning("Feather never stops a batch, for want of the policy that it was to use: %s", error)
+                policy = NeverStop()
         else:
             policy = Bandit()
         if self.guard and not policy.fills:

@@ -6,8 +6,9 @@ only where stopping is possible at all: never for the seed of an empty batch, ne
 
 from feather.agent.bandit import Bandit
 from feather.agent.guard import Guard
+from feather.agent.network import Network
 from feather.agent.policy import BatchState, Decision, Policy, Step
-from feather.agent.rules import NeverStop, Threshold
+from feather.agent.rules import NeverStop, StrictStop, Threshold
 from feather.agent.trace import Traced
 
-__all__ = ["Bandit", "BatchState", "Decision", "Guard", "NeverStop", "Policy", "Step", "Threshold", "Traced"]
+__all__ = ["Bandit", "BatchState", "Decision", "Guard", "Network", "NeverStop", "Policy", "Step", "StrictStop", "Threshold", "Traced"]

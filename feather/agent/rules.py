@@ -1,4 +1,4 @@
-"""Fixed rules: the authors' threshold, and never stopping (the ablation)."""
+"""Fixed rules: the authors' threshold, and the two extremes (for comparison): never stopping and always."""
 
 from dataclasses import dataclass
 
@@ -13,6 +13,16 @@ class NeverStop(Policy):
 
     def decide(self, state: BatchState) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class StrictStop(Policy):
+    """Stop rather than lose any shared prefix, and hold the stop until the batch is gone."""
+
+    commits = True
+
+    def decide(self, state: BatchState) -> bool:
+        return not state.tip_loss
 
 
 @dataclass(frozen=True)

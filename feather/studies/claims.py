@@ -49,7 +49,7 @@ CLAIMS = {
         Claim("E9", "Ablations: radix tree for CHT; no stopping; chunk size 1…1024", "lower; lower; flat"),
         Claim("E10", "Without prefix sharing: not slower than FCFS", "≥ 1×", 1),
         Claim("E11", "Datasets L-Eval and LongBench", "2–10×", 2),
-        Claim("E12", "The bandit converges", "≈ 100 s"),
+        Claim("E12", "The bandit converges", "≈ 100 s", unit="s"),
     )
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 from feather.options import Options
 from feather.studies.engine import Engine
@@ -85,5 +86,6 @@ def scaled(arms: Sequence[str], factor: float) -> list[Arm]:
 
 
 def _told(arm: Arm) -> dict:
-    """The options of an arm that its name does not say."""
-    return {name: value for name, value in arm.options.items() if name != "policy"}
+    """The options of an arm that its name does not say; of a file only the name."""
+    options = {name: value for name, value in arm.options.items() if name != "policy"}
+    return {name: Path(value).name if name == "network" else value for name, value in options.items()}

@@ -5,6 +5,7 @@ One engine serves all arms of a comparison, so they share its weights, its KV ca
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -26,6 +27,8 @@ class Arm:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+TRAINED = Path(__file__).parents[2] / "data" / "policies" / "rtx-6000-ada-cascade.json"
+
 ARMS = {
     arm.name: arm
     for arm in (
@@ -35,6 +38,7 @@ ARMS = {
         Arm("Feather (threshold)", "feather", {"policy": "threshold", "guard": False, "chunk_size": 64}),
         Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
         Arm("Feather (bandit alone)", "feather", {"policy": "bandit", "guard": False}),
+        Arm("Feather (SB3)", "feather", {"policy": "network", "network": str(TRAINED)}),
         Arm("oracle (stop)", "oracle", {"stop": True}),
         Arm("oracle (order)", "oracle", {"stop": False}),
         Arm("LPM", "radix", {"policy": "lpm"}),
@@ -42,6 +46,7 @@ ARMS = {
         Arm("block table", "block table"),
     )
 }
+# Trained on a modelled GPU, the network is for studies of that one.
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 
 
