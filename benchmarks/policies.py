@@ -20,7 +20,7 @@ MODEL_CELLS = {"smoke": 4, "full": 12}
 def on_engine(profile: str) -> dict:
     from feather.studies.engine import Engine
 
-    runner = Runner(Engine("cpu", max_batch=32), tokens=3072, requests=(48, 192))
+    runner = Runner(Engine("cpu", max_batch=32), tokens=2560, requests=(40, 192))
     rows = list(run_cells(runner, sample(CELLS[profile]), ON_ENGINE, REPEATS[profile], "policies, real engine"))
     return {"cells": rows, **policies.summary(rows)}
 

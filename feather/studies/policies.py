@@ -1,6 +1,7 @@
 """Stopping policies over a grid of workloads, interleaved, against order of arrival and against an oracle."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -16,7 +17,7 @@ from feather.workloads.arrivals import arrivals
 DEFAULT, FCFS, NEVER = "Feather", "FCFS", "Feather (never stop)"
 CONTROL = "FCFS, again"
 ORACLES = ("oracle (stop)", "oracle (order)")
-ON_ENGINE = (FCFS, CONTROL, DEFAULT, NEVER, "Feather (threshold)", "Feather (bandit alone)", *ORACLES)
+ON_ENGINE = (FCFS, CONTROL, DEFAULT, NEVER, "Feather (threshold)", *ORACLES)
 ON_MODEL = (DEFAULT, NEVER, "Feather (bandit alone)", *ORACLES)
 
 GROUPS = (1, 2, 4, 8, 16, 0)  # 0: nothing shared
@@ -86,8 +87,9 @@ class Runner:
     def measure(self, cell: Cell, names: tuple[str, ...], repeats: int, tell: Callable[[], object]) -> dict[str, list[dict]]:
         """Policy → metrics of each repeat; policies in an order drawn anew for each repeat. ``tell`` is called after each
         run."""
-        self._prefixes = make_prefixes(cell.groups, cell.prefix_tokens) if cell.groups else []
-        self.engine.warm(self._prefixes)
+        if cell.groups:
+            self._prefixes = make_prefixes(cell.groups, cell.prefix_tokens)
+            self.engine.warm(self._prefixes)
         requests = self.requests(cell)
         closed = self._run(cell, requests, ARMS[FCFS], 0, None)  # thrown away, but for FCFS's capacity
         per_s = cell.load and cell.load * requests / closed["wall time"]
@@ -119,7 +121,8 @@ def mean_of(found: dict[str, list[dict]], policy: str, metric: str) -> float:
 
 
 def run_cells(runner: Runner, cells: list[Cell], names: tuple[str, ...], repeats: int, title: str) -> Iterator[dict]:
-    """One row per cell: what it was, and for each policy its throughput (tok/s) and what part of the steps it held back."""
+    """One row per cell: what it was, and for each policy its throughput (tok/s) and what part of the steps it held back. Each
+    is also written to stderr as soon as it is there, so that a run that is interrupted has not been for nothing."""
     runs = sum(repeats * len([name for name in names if cell.groups or name not in ORACLES]) for cell in cells)
     with tqdm(total=runs, desc=title, unit="run", mininterval=1) as bar:
         for cell in cells:
@@ -137,6 +140,7 @@ def run_cells(runner: Runner, cells: list[Cell], names: tuple[str, ...], repeats
                 row["better_oracle"] = oracle = better_oracle(found)
                 row["over_oracle"] = _rounded(over(found, DEFAULT, oracle))
             row["over_never_stop"] = _rounded(over(found, DEFAULT, NEVER))
+            bar.write(json.dumps(row), file=sys.stderr)
             yield row
 
 
