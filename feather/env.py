@@ -47,20 +47,20 @@ def make_world(device: str, kernel: str = "cascade") -> World:
     if device not in DEVICES:
         raise ValueError(f"device={device!r} must be one of: cpu, {', '.join(DEVICES)}")
     free = _MEMORY_SHARE * DEVICES[device].memory_bytes - LLAMA_3_8B.weight_bytes
-    return World(StepModel(DEVICES[device], LLAMA_3_8B, kernel), int(free // LLAMA_3_8B.kv_bytes_per_token), (32, 128, 512))
+    return World(StepModel(DEVICES[device], LLAMA_3_8B, kernel), int(free // LLAMA_3_8B.kv_bytes_per_token), (64, 256, 512))
 
 
 def draw_traffic(rng: np.random.Generator, world: World) -> Traffic:
     """One of many workloads: some on which stopping pays and many on which it does not. What would not fit the KV cache is
     drawn anew, since memory is not modelled."""
     while True:
-        prefix, max_batch = int(rng.choice([1024, 2048, 4096, 8192])), int(rng.choice(world.batches))
+        prefix, max_batch = int(rng.choice([2048, 4096, 8192])), int(rng.choice(world.batches))
         in_system = max_batch * int(rng.choice([2, 4]))
         traffic = Traffic(
             groups=int(rng.choice([2, 4, 8, 16])),
             prefix_tokens=prefix,
-            root_tokens=int(rng.choice([0, 0, prefix // 2])),
-            suffix_tokens=int(rng.choice([20, 20, 600])),
+            root_tokens=int(rng.choice([0, 0, 0, prefix // 2])),
+            suffix_tokens=int(rng.choice([20, 20, 20, 600])),
             decode=((16, 16), (64, 64), (128, 128), (16, 112))[rng.integers(4)],
             max_batch=max_batch,
             requests=in_system + max_batch,
