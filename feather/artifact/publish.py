@@ -1,7 +1,8 @@
 """``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
 Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``; the tables in README.md and
-artifact.md are written anew. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
+artifact.md are written anew. A run on the modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand
+among measured ones. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
 a changed checkout: what is kept must be what anyone can rerun.
 """
 
@@ -31,12 +32,16 @@ def publish(out: Path) -> Path:
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
-    (ROOT / "figures").mkdir(exist_ok=True)
+    modelled = run["backend"] == "sim"
+    figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     for figure in (out / "figures").glob("*.png"):
-        shutil.copy(figure, ROOT / "figures" / figure.name)
+        shutil.copy(figure, figures / figure.name)
     claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
+    prefix = "modelled-" if modelled else ""
+    tables = {f"{prefix}claims": claims_table(claims), f"{prefix}times": times_table(run["seconds"])}
     for page in ("README.md", "artifact.md"):
-        fill(ROOT / page, {"claims": claims_table(claims), "times": times_table(run["seconds"])})
+        fill(ROOT / page, tables)
     return target
 
 

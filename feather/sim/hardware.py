@@ -1,6 +1,7 @@
 """Devices as data: one set of constants each, for every figure, and where each constant comes from.
 
-Nothing here was chosen to make a figure agree: rates are data-sheet or published microbenchmark values, and what a real
+The documents named as sources were not at hand when the constants were written down: they are to be checked against them before a
+modelled number is quoted. Nothing here was chosen to make a figure agree: rates are data-sheet or published microbenchmark values, and what a real
 kernel loses against them shows as residual (``benchmarks.sim_validation``).
 """
 
