@@ -29,7 +29,7 @@ class Diary(Policy):
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "two schedules deep"])
 def test_every_step_is_told_with_its_tokens_and_its_decisions(tmp_path, depth):
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"chunk_size": 32})
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"chunk_size": 32, "max_wait": 1e9})
     diary = scheduler.waiting.former.policy = Diary()
     clock = itertools.count()
     scheduler.clock = lambda: float(next(clock))
@@ -48,6 +48,7 @@ def test_every_step_is_told_with_its_tokens_and_its_decisions(tmp_path, depth):
 def test_a_recompute_after_preemption_counts_as_prefill(tmp_path):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, blocks=24, feather={"chunk_size": 32, "policy": "never_stop"})
     diary = scheduler.waiting.former.policy = Diary()
+    diary.decide = lambda state: True
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, str(i), prompt(i, i, 80), 60) for i in range(4)))
     driver.run()
@@ -87,7 +88,7 @@ def test_a_damaged_memory_is_a_warning_and_serving_goes_on(tmp_path, caplog, con
     path = tmp_path / "learned.json"
     path.write_text(content)
     logging.getLogger("vllm").propagate = True
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="vllm"):
         scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"checkpoint": str(path)})
     assert any("Feather starts without experience" in record.message for record in caplog.records)
     driver = Driver(scheduler)
@@ -98,6 +99,6 @@ def test_a_damaged_memory_is_a_warning_and_serving_goes_on(tmp_path, caplog, con
 def test_a_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"checkpoint": str(tmp_path / "missing" / "learned.json")})
     logging.getLogger("vllm").propagate = True
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="vllm"):
         scheduler.shutdown()
     assert any("could not keep what it has learned" in record.message for record in caplog.records)
