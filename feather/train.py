@@ -1,15 +1,13 @@
 """Train a stopping policy with Stable-Baselines3: ``python -m feather.train --device rtx-6000-ada --kernel cascade --out FILE``.
 
 Writes the policy as plain weights (``feather.agent.network``), with what it was trained on and what came of it. The same options
-give the same policy. Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with four settings that are not the library's:
+give the same policy.
 
-* it begins by adding seven times out of eight: who stops every other candidate never sees a large batch, and so never that
-  stopping one pays;
-* rewards are cut off at two batches' time, since what a STOP too many costs differs by decades;
-* a discount of 0.9, since a decision is over with the next batch or two;
-* a bonus for entropy, or it gives up stopping before it has seen where that pays.
-
-The network is as small as a decision has to be cheap.
+Deep Q-learning (Mnih et al., Nature 2015), since the situations in which stopping pays are rare and reached only by those who first add:
+a replay buffer keeps them, where proximal policy optimisation had given up stopping before it had learned from them. Settings that are
+not the library's: rewards are cut off at two batches' time, since what a STOP too many costs differs by decades; a discount of 0.9,
+since a decision is over with the next batch or two. The network is as small as a decision has to be
+cheap.
 """
 
 import argparse
@@ -27,7 +25,7 @@ from feather.env import ADD, STOP, BatchFormation, World, draw_traffic, make_wor
 from feather.sim.formation import Formation
 
 LAYERS = (32, 32)
-ENVIRONMENTS, ROLLOUT = 4, 256
+ENVIRONMENTS = 4
 MOST = 2.0  # batches' time, of one reward
 HELD_OUT = 10_000  # seed of the workloads that a policy is tried on
 TRIED_ON = 40
@@ -40,7 +38,7 @@ class Training:
     kernel: str = "cascade"
     """attention kernel: "paged", "cascade" or "packed" """
     seed: int = 0
-    steps: int = 40_000
+    steps: int = 16_000
     """decisions"""
     wide: bool = False
     """see all of the state instead of (b, Δ, w)"""
@@ -55,7 +53,7 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
     """Raises ValueError for what is not possible, and FileNotFoundError for a CPU that has not been measured."""
     import torch
     from gymnasium.wrappers import TransformReward
-    from stable_baselines3 import PPO
+    from stable_baselines3 import DQN
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -67,12 +65,10 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
     def environment():
         return TransformReward(Monitor(training.environment(world)), lambda reward: float(np.clip(reward, -MOST, MOST)))
 
-    rollout = min(ROLLOUT, -(-training.steps // 64) * 64 // ENVIRONMENTS)  # whole minibatches of 64
     shape = {"net_arch": list(LAYERS), "activation_fn": torch.nn.ReLU}
-    model = PPO("MlpPolicy", DummyVecEnv([environment] * ENVIRONMENTS), n_steps=rollout, gamma=0.9, ent_coef=0.02, learning_rate=1e-3,
-                policy_kwargs=shape, seed=training.seed, device="cpu")  # fmt: skip
-    with torch.no_grad():
-        model.policy.action_net.bias[ADD] += 2  # in logits
+    model = DQN("MlpPolicy", DummyVecEnv([environment] * ENVIRONMENTS), learning_rate=1e-3, buffer_size=training.steps, batch_size=128,
+                learning_starts=min(1000, training.steps // 2), gamma=0.9, train_freq=4, gradient_steps=4,
+                target_update_interval=500, exploration_fraction=0.4, policy_kwargs=shape, seed=training.seed, device="cpu")  # fmt: skip
     policies = {"before": export(model, training.wide), "never stop": NeverStop(), "strict stop": StrictStop()}
     tried = {name: trial(policy, world, tried_on) for name, policy in policies.items()}
     with tqdm(total=training.steps, desc="training", unit="decision", disable=not progress) as bar:
@@ -99,16 +95,14 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
 
 
 def export(model, wide: bool) -> Network:
-    """A PPO model as plain weights: of two outputs only the difference, ADD − STOP, decides."""
+    """A DQN model as plain weights: of the two actions' values only the difference, ADD − STOP, decides."""
     import torch
 
-    def numbers(layer) -> tuple[np.ndarray, np.ndarray]:
-        return layer.weight.detach().numpy().astype(float), layer.bias.detach().numpy().astype(float)
-
-    hidden = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, torch.nn.Linear)]
-    weights, biases = numbers(model.policy.action_net)
+    layers = [(layer.weight.detach().numpy().astype(float), layer.bias.detach().numpy().astype(float))
+              for layer in model.q_net.q_net if isinstance(layer, torch.nn.Linear)]  # fmt: skip
+    weights, biases = layers.pop()
     last = weights[ADD : ADD + 1] - weights[STOP : STOP + 1], biases[ADD : ADD + 1] - biases[STOP : STOP + 1]
-    return Network([*map(numbers, hidden), last], wide)
+    return Network([*layers, last], wide)
 
 
 def trial(policy: Policy, world: World, workloads: int = TRIED_ON) -> np.ndarray:
