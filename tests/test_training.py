@@ -254,7 +254,8 @@ def test_the_shipped_network_can_be_used():
     policy = Options.from_mapping(ARMS["Feather (SB3)"].options).make_policy().policy
     trained = policy.trained
     assert trained["device"] == "rtx-6000-ada" and trained["kernel"] == "cascade"
-    assert not policy.decide(BatchState(100, 16, 0, 900)) or policy.decide(BatchState(1, 16, 0, 900))
+    assert policy.decide(BatchState(8, 16, 0, 900)) and not policy.decide(BatchState(400, 16, 0, 900))
+    assert trained["throughput over never stop"]["after"] > 1.05 > trained["throughput over never stop"]["before"]
 
 
 @pytest.mark.parametrize("options, message", [
@@ -270,3 +271,34 @@ def test_the_command_line_refuses_with_one_line(tmp_path, options, message):
     with pytest.raises(SystemExit, match="there is no folder"):
         main(["--out", str(tmp_path / "no" / "policy.json")])
     assert not list(tmp_path.iterdir())
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+def test_converged_is_when_it_stays_and_reached_when_it_first_gets_there():
+    import pandas as pd
+
+    from feather.studies.learning import converged, reached
+
+    def curve(*throughput):
+        return pd.DataFrame({"second": np.arange(10, 10 * len(throughput) + 1, 10.0), "throughput": throughput})
+
+    assert converged(curve(*[100.0] * 12)) == reached(curve(*[100.0] * 12)) == 0
+    climbs = curve(*[10.0] * 4, *[100.0] * 8)
+    assert converged(climbs) == reached(climbs) == 50  # the mean of three windows is there one window later
+    drops = curve(*[10.0] * 2, *[100.0] * 3, *[10.0] * 2, *[100.0] * 8)
+    assert reached(drops) == 30 and converged(drops) == 80
+
+
+def test_a_curve_counts_every_token_in_its_own_window(world):
+    from feather.studies.learning import over_time
+
+    traffic = Traffic(groups=2, prefix_tokens=2048, max_batch=16, requests=3000, in_system=48)
+    curve, _ = over_time(world, traffic, NeverStop, seed=1, seconds=60.0)
+    run = Formation(world.steps, traffic, NeverStop(), 1, world.kv_tokens)
+    while run.now < 60:
+        run.advance()
+    assert len(curve) == 6 and curve["throughput"].sum() * 10 == pytest.approx(run.tokens * 60 / run.now, rel=0.01)
+    with pytest.raises(ValueError, match="3000 requests are done after .* give the traffic more"):
+        over_time(world, traffic, NeverStop, seed=1, seconds=1000.0)

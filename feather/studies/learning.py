@@ -55,10 +55,19 @@ def over_time(world: World, traffic: Traffic, make: Callable[[], Policy], seed: 
 def converged(curve: pd.DataFrame) -> float:
     """The second from which on the mean over three windows stays within 5 % of that of the last third; the curve's end where it
     never does."""
+    away = np.flatnonzero(~_near_its_end(curve))
+    return 0.0 if not len(away) else float(curve["second"].iloc[away[-1]])
+
+
+def reached(curve: pd.DataFrame) -> float:
+    """The second at which it first is as near, whether or not it stays."""
+    return float(curve["second"].iloc[np.flatnonzero(_near_its_end(curve))[0]] - WINDOW)
+
+
+def _near_its_end(curve: pd.DataFrame) -> np.ndarray:
     smooth = curve["throughput"].rolling(3, min_periods=1, center=True).mean()
     final = curve["throughput"].iloc[-len(curve) // 3 :].mean()
-    away = np.flatnonzero((smooth / final - 1).abs() > 1 - NEAR)
-    return 0.0 if not len(away) else float(curve["second"].iloc[away[-1]])
+    return ((smooth / final - 1).abs() <= 1 - NEAR).to_numpy()
 
 
 def convergence(world: World, traffic: Traffic, policies: Mapping[str, Callable], seconds: float, seeds: int) -> pd.DataFrame:
@@ -69,9 +78,9 @@ def convergence(world: World, traffic: Traffic, policies: Mapping[str, Callable]
     return pd.concat(curves, ignore_index=True)
 
 
-def times(curves: pd.DataFrame) -> dict[str, Ratio]:
-    """Policy → seconds until it has converged, median over the seeds."""
-    return {name: median_of([converged(curve) for _, curve in part.groupby("seed")])
+def times(curves: pd.DataFrame, until: Callable[[pd.DataFrame], float] = converged) -> dict[str, Ratio]:
+    """Policy → seconds until it has converged (or ``reached`` where it ends), median over the seeds."""
+    return {name: median_of([until(curve) for _, curve in part.groupby("seed")])
             for name, part in curves.groupby("policy", sort=False)}  # fmt: skip
 
 
@@ -82,6 +91,14 @@ def in_the_end(curves: pd.DataFrame, base: str = "never stop") -> dict[str, Rati
 
 
 # -- what was learned --------------------------------------------------------------------------------------------------
+
+
+def experienced(policy: Policy, world: World, workloads: int, seed: int) -> Policy:
+    """The policy after so many drawn workloads, one after the other."""
+    rng = np.random.default_rng(seed)
+    for number in tqdm(range(workloads), desc="experience", unit="workload"):
+        Formation(world.steps, draw_traffic(rng, world), policy, seed + number, world.kv_tokens).run()
+    return policy
 
 
 def decisions(policies: Mapping[str, Policy], batches: Sequence[int], losses: Sequence[int], sharing: Sequence[int], waiting: int,
@@ -178,5 +195,4 @@ def over_never_stop(table: pd.DataFrame) -> pd.DataFrame:
 
 def told(world: World) -> dict[str, str]:
     """Where the numbers of this file come from, for the rows and figures of a study."""
-    return {"backend": "sim", "device": f"{world.steps.device.name}, {world.steps.kernel} attention",
-            "engine": "Feather's tree and former alone, no vLLM"}  # fmt: skip
+    return {"backend": "sim", "device": world.steps.device.name, "engine": "Feather's tree and former alone, no vLLM"}

@@ -109,7 +109,8 @@ class Study:
         self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
                              "backend": self.provenance["backend"], "device": self.provenance["device"]})  # fmt: skip
         self._save()
-        return f"{claim_id}: paper {claim.paper}, here {ours}: {found}. {reason}"
+        here = str(ours).replace("×", f" {claim.unit}", 1)
+        return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
 
     def not_run(self, claim_id: str, mend: str) -> str:
         """Keep that a claim could not be tested here, and what would make it: the claims table then says "not run here" with
