@@ -1,6 +1,5 @@
 """SGLang's real scheduler, policy, adder, radix cache, pools and batches without a model: the tests make up the tokens."""
 
-import time
 from collections import deque
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ stub()
 from sglang.srt import server_args as server_args_module  # noqa: E402
 from sglang.srt.disaggregation.utils import DisaggregationMode  # noqa: E402
 from sglang.srt.managers import scheduler as scheduler_module  # noqa: E402
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch  # noqa: E402
+from sglang.srt.managers.schedule_batch import Req  # noqa: E402
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator  # noqa: E402
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams  # noqa: E402
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool  # noqa: E402
@@ -111,8 +110,9 @@ class Driver:
         self.scheduler = scheduler
         self.results = deque()
         self.requests = []
+        self.started = set()
         self.batches = []  # ids of the requests of every step
-        self.admitted = []  # ids, in their order
+        self.starts = []  # ids of those that started together
 
     def add(self, *requests):
         for request in requests:
@@ -147,7 +147,9 @@ class Driver:
         if batch.forward_mode.is_extend():
             decoding = batch.decoding_reqs or []
             new = [request.rid for request in batch.reqs if request not in decoding]
-            self.admitted += [id_ for id_ in new if id_ not in self.admitted]
+            self.started.update(new := [id_ for id_ in new if id_ not in self.started])
+            if new:
+                self.starts.append(new)
 
     def _run(self, batch):
         tokens = torch.full((len(batch.reqs),), 7, dtype=torch.int64)
@@ -159,18 +161,3 @@ class Driver:
 
     def _deliver(self):
         self.scheduler.process_batch_result(*self.results.popleft())
-
-
-def clock(scheduler, seconds_per_call=0.001):
-    """A clock that goes on by so much whenever it is read."""
-    now = [0.0]
-
-    def read():
-        now[0] += seconds_per_call
-        return now[0]
-
-    type(scheduler).clock = staticmethod(read)
-    return time
-
-
-__all__ = ["Driver", "Req", "ScheduleBatch", "make_request", "make_scheduler", "server_arguments"]
