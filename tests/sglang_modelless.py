@@ -26,7 +26,7 @@ def server_arguments(**changes):
     """SGLang's own defaults, without the check of model and devices that making them the usual way does."""
     arguments = server_args_module.ServerArgs.__new__(server_args_module.ServerArgs)
     settings = dict(
-        model_path="none", schedule_policy="feather", max_running_requests=8, chunked_prefill_size=512, page_size=1,
+        model_path="none", served_model_name="none", schedule_policy="feather", max_running_requests=8, chunked_prefill_size=512, page_size=1,
         attention_backend="torch_native", disable_overlap_schedule=True, pp_max_micro_batch_size=None,
     )  # fmt: skip
     for name, value in {**settings, **changes}.items():

@@ -24,7 +24,8 @@ def stub() -> None:
 
 
 class _Anything:
-    """Stands for any class of a stubbed module: can be called, subscripted, decorated with and inherited from."""
+    """Stands for any class of a stubbed module: can be called, subscripted, decorated with and inherited from; asked
+    whether something is so (a feature of some GPU), it says no."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -36,6 +37,9 @@ class _Anything:
         if name.startswith("__"):
             raise AttributeError(name)
         return _Anything()
+
+    def __bool__(self):
+        return False
 
     def __class_getitem__(cls, item):
         return cls
