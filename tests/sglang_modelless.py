@@ -19,14 +19,14 @@ from sglang.srt.mem_cache.radix_cache import RadixCache  # noqa: E402
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
-MODEL = SimpleNamespace(is_encoder_decoder=False, is_matryoshka=False, vocab_size=50_000, hidden_size=8)
+MODEL = SimpleNamespace(is_multimodal=False, is_encoder_decoder=False, is_matryoshka=False, vocab_size=50_000, hidden_size=8)
 
 
 def server_arguments(**changes):
     """SGLang's own defaults, without the check of model and devices that making them the usual way does."""
     arguments = server_args_module.ServerArgs.__new__(server_args_module.ServerArgs)
     settings = dict(
-        model_path="none", served_model_name="none", schedule_policy="feather", max_running_requests=8, chunked_prefill_size=512, page_size=1,
+        model_path="none", served_model_name="none", schedule_policy="feather", max_running_requests=8, chunked_prefill_size=512, page_size=1, model_config=MODEL,
         attention_backend="torch_native", disable_overlap_schedule=True, pp_max_micro_batch_size=None,
     )  # fmt: skip
     for name, value in {**settings, **changes}.items():
@@ -112,6 +112,7 @@ class Driver:
         self.requests = []
         self.started = set()
         self.batches = []  # ids of the requests of every step
+        self.decodes = []  # those of the batches that only decode
         self.starts = []  # ids of those that started together
 
     def add(self, *requests):
@@ -150,6 +151,8 @@ class Driver:
             self.started.update(new := [id_ for id_ in new if id_ not in self.started])
             if new:
                 self.starts.append(new)
+        else:
+            self.decodes.append(self.batches[-1])
 
     def _run(self, batch):
         tokens = torch.full((len(batch.reqs),), 7, dtype=torch.int64)

@@ -131,14 +131,14 @@ class FeatherPolicy:
         self._queue.insert(place, request)
 
     def _reconcile(self, waiting_queue: list[Req]) -> None:
-        admission, waiting = self.admission, set(waiting_queue)
-        for request in admission.waiting - waiting:
+        admission, known = self.admission, self.admission.waiting
+        for request in known - set(waiting_queue):
             admission.withdraw(request)
         for request in list(admission.running):
             if request.finished() or request.to_finish is not None:
                 admission.finish(request)
         for request in waiting_queue:
-            if request not in admission.waiting:
+            if request not in known:
                 priority = 0 if self._sign is None else self._sign * request.priority
                 admission.wait(request, lambda request=request: prefix_path(request, self._chunk_size), priority)
         admission.new_step()
