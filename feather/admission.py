@@ -4,7 +4,7 @@ passes over, and a watch over decisions that fail or take too long."""
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from feather.former import BatchFormer, Formed
+from feather.former import BatchFormer
 
 _OVERRUNS = 3
 
@@ -32,7 +32,7 @@ class Admission:
         self._overruns = 0  # decisions in a row that took too long
         self._waiting: dict[Hashable, int] = {}  # priorities, in order of arrival
         self._offered: dict[Hashable, None] = {}  # those of them that the former knows
-        self._deferred: set[Hashable] = set()  # not to be offered again in this step
+        self._aside: set[Hashable] = set()  # neither waiting nor running
         self._came_or_went = False  # since the best priority was offered
         self._arrivals: dict[Hashable, int] = {}  # arrival numbers of those that the former will see again
         self._paths: dict[Hashable, Sequence[Hashable]] = {}
@@ -41,6 +41,10 @@ class Admission:
     @property
     def waiting(self):
         return self._waiting.keys()
+
+    @property
+    def aside(self):
+        return self._aside
 
     @property
     def running(self):
@@ -59,58 +63,49 @@ class Admission:
     # -- what happens to requests ------------------------------------------------------------------------------------
 
     def wait(self, key: Hashable, path_of: Callable[[], Sequence[Hashable]], priority: int = 0) -> None:
-        """A request waits: a new one, or one that ran and was preempted."""
+        """A request waits: a new one, one that was set aside, or one that ran and was preempted."""
         self._came_or_went = True
         self._waiting[key] = priority
         if self._running.pop(key, None) is not None:
             self.former.preempt(key)
             self._offered[key] = None
             return
-        self._paths[key] = path_of()
+        self._aside.discard(key)
+        if key not in self._paths:
+            self._paths[key] = path_of()
         if not self._by_priority:  # otherwise it waits to be offered until its priority's turn comes
             self._offer(key)
 
+    def set_aside(self, key: Hashable) -> None:
+        """A waiting request cannot be admitted now, for reasons of the engine's; it keeps its place should it wait again."""
+        del self._waiting[key]
+        self._take_back(key)
+        self._aside.add(key)
+
     def withdraw(self, key: Hashable) -> None:
-        """A waiting request is gone."""
+        """A request that waits, or was set aside, is gone."""
         self._came_or_went = True
-        del self._waiting[key], self._paths[key]
+        self._waiting.pop(key, None)
         if key in self._offered:
-            del self._offered[key]
-            self.former.cancel(key)
+            self._take_back(key)
+        self._aside.discard(key)
         self._arrivals.pop(key, None)
-        self._deferred.discard(key)
+        del self._paths[key]
 
     def start(self, key: Hashable) -> None:
         """The engine has admitted a waiting request, offered or not."""
         if key not in self._offered:
             self._offer(key)
         del self._offered[key]
-        self._deferred.discard(key)
         self._running[key] = self._waiting.pop(key)
         self.former.start(key)
 
-    def defer(self, key: Hashable) -> None:
-        """The engine cannot admit this one now: it is not offered again before the next step."""
-        del self._offered[key]
-        self._arrivals[key] = self.former.cancel(key)
-        self._deferred.add(key)
-
     def finish(self, key: Hashable) -> None:
         """A running request is gone, for whatever reason."""
-        self._came_or_went = True
         del self._running[key], self._paths[key]
         self.former.finish(key)
 
     # -- the batch ---------------------------------------------------------------------------------------------------
-
-    def new_step(self) -> None:
-        if self._deferred:
-            self._came_or_went = True
-            if not self._by_priority:
-                for key in [key for key in self._waiting if key in self._deferred]:
-                    self._offer(key)
-            self._deferred.clear()
-        self.former.new_step()
 
     def next(self, busy: bool) -> Hashable | None:
         """The request to admit next; None: nobody can be, or the batch is best run as it stands. ``busy``: something runs,
@@ -133,9 +128,6 @@ class Admission:
         self.stops += decided and key is None
         return key
 
-    def formed(self) -> Formed:
-        return self.former.formed()
-
     def _may_stop(self) -> bool:
         if not self._by_priority or not self._running:
             return True
@@ -145,15 +137,17 @@ class Admission:
         self.former.wait(key, self._paths[key], self._arrivals.pop(key, None))
         self._offered[key] = None
 
+    def _take_back(self, key: Hashable) -> None:
+        del self._offered[key]
+        self._arrivals[key] = self.former.cancel(key)
+
     def _offer_best_priority(self) -> None:
         self._came_or_went = False
-        eligible = {key: priority for key, priority in self._waiting.items() if key not in self._deferred}
-        if not eligible:
+        if not self._waiting:
             return
-        best = min(eligible.values())
+        best = min(self._waiting.values())
         for key in [key for key in self._offered if self._waiting[key] != best]:
-            del self._offered[key]
-            self._arrivals[key] = self.former.cancel(key)
-        for key, priority in eligible.items():
+            self._take_back(key)
+        for key, priority in self._waiting.items():
             if priority == best and key not in self._offered:
                 self._offer(key)

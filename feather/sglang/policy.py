@@ -85,7 +85,7 @@ class FeatherPolicy:
         if not self._began:  # the batch was full, or nobody waits: SGLang has not asked
             self.admission.guarded(self._reconcile, waiting_queue)
         self._began = False
-        return self.admission.guarded(self.admission.formed)
+        return self.admission.guarded(self.former.formed)
 
     def ran(self, formed: Formed | None, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
@@ -108,7 +108,7 @@ class FeatherPolicy:
         place = self._queue.index(request)
         # SGLang has passed over the one that was to be next, for want of its adapter or of its KV.
         while self._next is not None and self._next is not request and self._next in self._queue[:place]:
-            self.admission.defer(self._next)
+            self.admission.set_aside(self._next)
             self._next = self.admission.next(self._busy())
         if self._next is None:
             return Verdict.STOP
@@ -132,7 +132,7 @@ class FeatherPolicy:
 
     def _reconcile(self, waiting_queue: list[Req]) -> None:
         admission, known = self.admission, self.admission.waiting
-        for request in known - set(waiting_queue):
+        for request in (known | admission.aside) - set(waiting_queue):
             admission.withdraw(request)
         for request in list(admission.running):
             if request.finished() or request.to_finish is not None:
@@ -141,7 +141,7 @@ class FeatherPolicy:
             if request not in known:
                 priority = 0 if self._sign is None else self._sign * request.priority
                 admission.wait(request, lambda request=request: prefix_path(request, self._chunk_size), priority)
-        admission.new_step()
+        self.former.new_step()
 
 
 def prefix_path(request: Req, chunk_size: int) -> Sequence[Hashable]:
