@@ -1,6 +1,7 @@
 """What finding shared prefixes costs per engine step: ``python -m benchmarks.detection [--json]``.
 
-The step and its arms are those of ``feather.studies.detection``; SGLang's code is in requirements/peers.txt.
+The step and its arms are those of ``feather.studies.detection``; SGLang's code is in requirements/peers.txt. "Feather in SGLang" is all that Feather
+does in a step behind SGLang's seam: reconcile with its queue, hash who came, choose, and choose again behind who was admitted.
 """
 
 import pandas as pd
@@ -14,6 +15,7 @@ KEYS = {
     "SGLang LPM": "sglang_lpm_ms",
     "SGLang LPM, cut off": "sglang_lpm_cut_off_ms",
     "SGLang DFS-weight": "sglang_dfs_weight_ms",
+    "Feather in SGLang": "feather_in_sglang_ms",
     "Feather, from tokens": "feather_tokens_ms",
     "Feather, from block hashes": "feather_hashes_ms",
 }
@@ -25,11 +27,12 @@ def figures(table: pd.DataFrame) -> dict:
     ratios = {
         f"ratio_{name}": round(medians[f"sglang_{name}_ms"] / medians["feather_hashes_ms"], 1) for name in ("lpm", "dfs_weight")
     }
+    ratios["ratio_lpm_in_sglang"] = round(medians["sglang_lpm_ms"] / medians["feather_in_sglang_ms"], 1)
     return {**medians, **ratios, "spread": spreads}
 
 
 def run() -> dict:
-    lengths = {length: figures(measure(length, WAITING, STEPS, cut_off=True)) for length in LENGTHS}
+    lengths = {length: figures(measure(length, WAITING, STEPS, cut_off=True, adapter=True)) for length in LENGTHS}
     return {
         **{key: value for key, value in lengths[10_000].items() if key != "spread"},
         "sglang_version": VERSION, "waiting": WAITING, "lengths": [{"prompt_tokens": n, **row} for n, row in lengths.items()],
@@ -38,10 +41,10 @@ def run() -> dict:
 
 def show(found: dict) -> None:
     print(f"one steady-state step, {found['waiting']} waiting, SGLang {found['sglang_version']}; medians, ms")
-    print(f"{'prompt':>8}" + "".join(f"{key.removesuffix('_ms'):>20}" for key in KEYS.values()) + f"{'LPM ratio':>12}{'DFS ratio':>12}")
+    print(f"{'prompt':>8}" + "".join(f"{key.removesuffix('_ms'):>27}" for key in KEYS.values()) + f"{'LPM ratio':>12}{'DFS ratio':>12}{'in SGLang':>12}")
     for row in found["lengths"]:
-        values = "".join(f"{row[key]:>20.4f}" for key in KEYS.values())
-        print(f"{row['prompt_tokens']:>8}{values}{row['ratio_lpm']:>12.0f}{row['ratio_dfs_weight']:>12.0f}")
+        values = "".join(f"{row[key]:>27.4f}" for key in KEYS.values())
+        print(f"{row['prompt_tokens']:>8}{values}{row['ratio_lpm']:>12.0f}{row['ratio_dfs_weight']:>12.0f}{row['ratio_lpm_in_sglang']:>12.0f}")
 
 
 if __name__ == "__main__":

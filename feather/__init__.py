@@ -2,9 +2,9 @@
 
 Layers, each importing only from those before it:
 
-* the core (``hashing``, ``cht``, ``agent``, ``former``, ``options``) knows neither an engine nor torch;
+* the core (``hashing``, ``cht``, ``agent``, ``former``, ``admission``, ``memory``, ``options``) knows neither an engine nor torch;
 * ``feather.workloads`` says which prompts arrive when: drawn from a seed, or read from a data set or a trace;
-* ``feather.vllm`` puts the core behind vLLM's scheduler seam;
+* ``feather.vllm`` puts the core behind vLLM's scheduler seam, ``feather.sglang`` behind SGLang's;
 * ``feather.sim`` models the time of a step (layer of the core), and drives vLLM's scheduler with it (layer of the studies);
 * ``feather.studies`` runs workloads on an engine and turns them into tidy rows;
 * ``feather.artifact`` runs the notebooks and writes the report.

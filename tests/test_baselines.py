@@ -70,3 +70,8 @@ def test_detection_measures_every_policy_at_every_point():
     assert points == {(100, 20), (200, 20), (200, 10)}
     assert (table.groupby(["policy", "prompt_tokens", "waiting"]).size() == 2).all() and (table["ms"] > 0).all()
     assert len(table["policy"].unique()) == 4
+
+
+def test_detection_can_measure_the_adapter_too():
+    table = detection.measure(600, 20, steps=3, cut_off=True, adapter=True)
+    assert (table.groupby("policy").size() == 3).all() and {"Feather in SGLang", "SGLang LPM, cut off"} < set(table["policy"])

@@ -56,7 +56,7 @@ def check(driver, requests, gone=()):
     assert scheduler.fallback is None and not scheduler.requests
     scheduler.waiting.reconcile()
     assert not scheduler.waiting.former.running and not scheduler.waiting.former.tree._nodes
-    assert not scheduler.waiting._paths and not scheduler.waiting._arrivals
+    assert not scheduler.waiting.admission._paths and not scheduler.waiting.admission._arrivals
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["prefix caching", "none"])

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["core", "workloads", "kernels", "vllm", "studies", "artifact"]
-CORE = {"hashing", "cht", "agent", "former", "options"}
+LAYERS = ["core", "workloads", "kernels", "vllm", "sglang", "studies", "artifact"]
+CORE = {"hashing", "cht", "agent", "former", "admission", "memory", "options"}
 STEP_MODEL = {"feather.sim", "feather.sim.hardware", "feather.sim.steptime"}  # the rest of feather.sim drives an engine, as studies do
 
 

@@ -6,6 +6,7 @@ and add-to-batch, all of them.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 
 import pandas as pd
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
+from feather.options import Options
 from feather.studies.sglang_peer import Peer
 from feather.workloads import even_sizes, grouped, make_prefixes
 
@@ -70,10 +72,47 @@ class PeerSteps:
         self.next += 1
 
 
-def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False) -> pd.DataFrame:
+class AdapterSteps:
+    """Feather's part of SGLang's step, in SGLang's own queue and with its requests: find out who has finished and who has come,
+    put the one that is to be admitted first, and once it is admitted the next behind it."""
+
+    def __init__(self, prompts: list[list[int]], waiting: int):
+        self.peer, self.prompts, self.next = Peer("fcfs", cut_off=True), prompts, 0
+        from feather.sglang.policy import FeatherPolicy  # on SGLang, which Peer has found
+
+        former = Options(policy="never_stop", chunk_size=CHUNK).make_former(max_batch=RUNNING)
+        self.policy, self.running = FeatherPolicy(former, CHUNK, lambda: True), deque()
+        for _ in range(RUNNING + waiting):
+            self._arrive()
+        for _ in range(RUNNING):
+            self.step()
+            self.running.append(self.peer.waiting.pop(0))
+        self._replace()
+
+    def step(self) -> None:
+        queue = self.peer.waiting
+        self.policy.calc_priority(queue)
+        self.policy.verdict(queue[0])
+        self.policy.admitted(queue[0])
+
+    def between(self) -> None:
+        """Outside the schedule call: who was admitted leaves the queue, another finishes, another arrives."""
+        self.running.append(self.peer.waiting.pop(0))
+        self._arrive()
+        self._replace()
+
+    def _replace(self) -> None:
+        self.running.popleft().finished_reason = "length"
+
+    def _arrive(self) -> None:
+        self.peer.arrive(str(self.next), self.prompts[self.next % len(self.prompts)])
+        self.next += 1
+
+
+def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False, adapter: bool = False) -> pd.DataFrame:
     """CPU time of one steady-state step under every policy, interleaved: tidy rows of policy, prompt_tokens, waiting,
     repeat, ms. The suffix of 20 tokens comes on top of ``prompt_tokens``. ``cut_off`` adds LPM with SGLang's rule that it
-    falls back to order of arrival above 128 waiting requests."""
+    falls back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
     count = RUNNING + waiting + steps
     prefixes = make_prefixes(GROUPS, prompt_tokens)
     prompts = [prompt.tokens for prompt in grouped(prefixes, even_sizes(count, GROUPS), seed=0).prompts]
@@ -86,6 +125,8 @@ def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False)
     }
     if cut_off:
         arms["SGLang LPM, cut off"] = PeerSteps(prompts, waiting, "lpm", cut_off=True)
+    if adapter:
+        arms["Feather in SGLang"] = AdapterSteps(prompts, waiting)
     rows = []
     for repeat in range(-1, steps):  # the first is thrown away
         for policy, arm in arms.items():

@@ -1,21 +1,9 @@
-"""SGLang's own ``SchedulePolicy`` over its own ``RadixCache``, from its published package, on a machine without a GPU.
+"""SGLang's own ``SchedulePolicy`` over its own ``RadixCache``, from its published package, on a machine without a GPU."""
 
-The scheduling code is plain Python; what it imports besides (kernels, model layers, distributed state, server arguments)
-needs a GPU or compiled extensions and takes no part in ordering a queue. Exactly those modules are replaced by stubs.
-"""
+from feather.sglang import VERSION, check_version
+from feather.sglang.stubs import stub
 
-import importlib.abc
-import importlib.machinery
-import sys
-import types
-from importlib.metadata import PackageNotFoundError, version
-
-VERSION = "0.5.9"
-STUBS = (
-    "orjson", "sgl_kernel", "triton",
-    "sglang.srt.configs", "sglang.srt.constrained", "sglang.srt.distributed", "sglang.srt.dllm", "sglang.srt.layers",
-    "sglang.srt.metrics", "sglang.srt.model_executor", "sglang.srt.server_args",
-)  # fmt: skip
+__all__ = ["VERSION", "Peer", "load"]
 
 
 class Peer:
@@ -51,58 +39,10 @@ class Peer:
 def load():
     """SGLang's modules (radix_cache, schedule_batch, schedule_policy, sampling_params). Raises ImportError with the
     mend where the package is missing or of another version."""
-    try:
-        found = version("sglang")
-    except PackageNotFoundError:
-        found = None
-    if found != VERSION:
-        raise ImportError(
-            f"SGLang {VERSION} is needed and {found or 'none'} is installed: "
-            "python -m pip install --no-deps -r requirements/peers.txt"
-        )
-    if not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _StubFinder())
+    check_version()
+    stub()
     from sglang.srt.managers import schedule_batch, schedule_policy
     from sglang.srt.mem_cache import radix_cache
     from sglang.srt.sampling import sampling_params
 
     return radix_cache, schedule_batch, schedule_policy, sampling_params
-
-
-class _Anything:
-    """Stands for any class of a stubbed module: can be called, subscripted, decorated with and inherited from."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __call__(self, *args, **kwargs):
-        return args[0] if len(args) == 1 and callable(args[0]) else self
-
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Anything()
-
-    def __class_getitem__(cls, item):
-        return cls
-
-
-class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, fullname, path=None, target=None):
-        if any(fullname == stub or fullname.startswith(stub + ".") for stub in STUBS):
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-
-        def attribute(name: str):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (_Anything,), {})
-
-        module.__getattr__ = attribute
-        return module
-
-    def exec_module(self, module):
-        pass

@@ -11,8 +11,8 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from feather.memory import Memory
 from feather.options import Options
-from feather.vllm.memory import Memory
 from feather.vllm.metrics import Report
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
@@ -44,7 +44,7 @@ class FeatherScheduler(AsyncScheduler):
         self.waiting = self.make_feather_queue(self.options)
         self.fallback: str | None = None
         self._steps = StepsInFlight(lambda: self.clock())
-        self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank)
+        self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank, logger)
         self._memory.recall(self.waiting.former.policy)
         self._report = Report(self.options.chunk_size)
 

@@ -1,13 +1,10 @@
 """What the policy has learned, kept in a file from one start of the server to the next."""
 
 import time
+from logging import Logger
 from pathlib import Path
 
-from vllm.logger import init_logger
-
 from feather.agent import Policy
-
-logger = init_logger("vllm.feather")
 
 _EVERY = 60.0  # seconds between two saves
 
@@ -18,10 +15,12 @@ class Memory:
     Args:
         path: of the file; "" for none.
         rank: of the data-parallel engine; each learns for itself, in a file of its own.
+        logger: the engine's.
     """
 
-    def __init__(self, path: str, rank: int = 0):
+    def __init__(self, path: str, rank: int, logger: Logger):
         self._path = Path(f"{path}.{rank}" if rank else path).expanduser() if path else None
+        self._logger = logger
         self._saved = time.monotonic()
 
     def recall(self, policy: Policy) -> None:
@@ -30,9 +29,9 @@ class Memory:
         try:
             policy.load(self._path)
         except FileNotFoundError:
-            logger.info("Feather starts without experience and will keep it in %s", self._path)
+            self._logger.info("Feather starts without experience and will keep it in %s", self._path)
         except (ValueError, OSError) as error:
-            logger.warning("Feather starts without experience: %s", error)
+            self._logger.warning("Feather starts without experience: %s", error)
 
     def keep(self, policy: Policy, now: bool = False) -> None:
         """Save, unless it was done less than a minute ago and is not wanted ``now``."""
@@ -42,4 +41,4 @@ class Memory:
         try:
             policy.save(self._path)
         except (ValueError, OSError) as error:
-            logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
+            self._logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
