@@ -12,7 +12,8 @@ import pytest
 from feather.kernels.batch import divergent, even
 from feather.kernels.packing import packs
 from feather.studies import counters
-from feather.studies.bandwidth import fit, memory_tokens
+from feather.sim.hardware import H200
+from feather.studies.bandwidth import calibrate, fit, memory_tokens
 from feather.studies.decode_attention import batch_of
 
 ROOT = Path(__file__).parents[1]
@@ -168,3 +169,13 @@ def test_the_benchmark_needs_no_engine_to_load():
 def test_a_wrong_command_line_gets_one_line(arguments, message):
     done = run("-m", "benchmarks.decode_attention", *arguments)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_fit_goes_into_the_modelled_device():
+    found = fit(made_up(20.0, 80.0, 0.05, in_flight=8))
+    device = calibrate(H200, found)
+    assert device.memory_rate == pytest.approx(20e9, rel=0.1) and device.cache_rate == pytest.approx(80e9, rel=0.1)
+    assert device.concurrent_rows == 8 and device.flop_rate == H200.flop_rate
+    assert "fitted" in device.sources["memory_rate"] and "data sheet" in device.sources["flop_rate"]
+    blind = calibrate(H200, found._replace(cache_gb_s=float("inf")))
+    assert blind.cache_rate == H200.cache_rate

@@ -9,12 +9,15 @@ prefix that they share once; a prefix is found in the cache again if it and all 
 recently used). The four costs are fitted, non-negative, to the relative errors; ``in_flight`` is the power of two that leaves least.
 """
 
+from dataclasses import replace
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from feather.kernels.batch import Batch
+from feather.sim.hardware import Device
 from feather.studies.decode_attention import batch_of
 
 CONDITION = ["heads", "curve", "requests", "prefix tokens", "own tokens", "groups", "divergent", "order", "cache bytes", "asked bytes"]
@@ -88,6 +91,15 @@ def fit(table: pd.DataFrame) -> Fit:
         1e3 / per_memory if per_memory else np.inf, 1e3 / per_cache if per_cache else np.inf, per_request * 1e3, per_call * 1e3,
         in_flight, float(points["residual"].abs().mean()), float(np.mean(np.abs(held_out / measured - 1))), points,
     )  # fmt: skip
+
+
+def calibrate(device: Device, found: Fit) -> Device:
+    """A modelled device with what was measured on the real one in place of its constants, for ``SimEngine(device=…)``:
+    bandwidths and the rows that are swept together. A bandwidth that the fit could not find stays as it was."""
+    rates = {"memory_rate": found.memory_gb_s * 1e9, "cache_rate": found.cache_gb_s * 1e9}
+    told = {name: "fitted to benchmarks.decode_attention on this device" for name in (*rates, "concurrent_rows")}
+    rates = {name: rate for name, rate in rates.items() if isfinite(rate)}
+    return replace(device, concurrent_rows=found.in_flight, sources={**device.sources, **told}, **rates)
 
 
 def _terms(points: pd.DataFrame, memory: np.ndarray) -> np.ndarray:
