@@ -33,16 +33,18 @@ class BatchFormer:
     **Stragglers.** Decode lengths differ, so a batch that was stopped drains one request at a time, and its last few
     would hold the engine while a full queue waits. Once no more than ``straggler_share`` of the batch's largest size
     is left and the policy still says STOP, the oldest waiting request seeds the next batch beside them. When it starts,
-    they are retired from the tree: they run on to their end, but no longer speak for the batch. The same happens
-    where a policy that stops at all adds a candidate that breaks the shared prefix (leaves less than half of it):
-    otherwise one such request would leave nothing to lose, and the batch would be mixed for ever.
+    they are retired from the tree: they run on to their end, but no longer speak for the batch.
+
+    **A policy that commits** (``Policy.commits``) holds what it stops to the last request instead. Where it adds a candidate
+    that breaks the shared prefix (leaves less than half of it), those before are retired likewise: otherwise one such
+    request would leave nothing to lose, and the batch would be mixed for ever.
 
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
     from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
 
     **Fairness.** A request's turn under first come, first served is when as many requests have left the queue as came
     before it. Once that is ``max_wait`` seconds past, the request goes next, whatever its prefix and whatever the policy
-    says; once half of that is past, a batch that may be stopped is not replenished any more, so that the next one begins
+    says; once half of that is past, a policy that commits replenishes its batch no more, so that the next one begins
     with that request. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still
     served in the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
 
@@ -196,7 +198,7 @@ class BatchFormer:
         if overdue > self.max_wait:
             return self.tree.oldest()
         size = len(self.tree.active)
-        if size and self._shrunk and not self._fills and overdue > self.max_wait / 2:
+        if size and self._shrunk and self.policy.commits and not self._fills and overdue > self.max_wait / 2:
             return None
         candidate = self.tree.find_best()
         if not size or size + len(self._retired) >= self.max_batch:
@@ -207,7 +209,7 @@ class BatchFormer:
         add = self.policy.decide(state)
         if add or self.policy.commits or size > self.straggler_share * self._peak:
             self._asked = Decision(state, add)
-            self._seeds_a_batch = add and not self._fills and 2 * candidate.tip_after < candidate.tip_before
+            self._seeds_a_batch = add and self.policy.commits and not self._fills and 2 * candidate.tip_after < candidate.tip_before
             return candidate.request_id if add else None
         self._seeds_a_batch = True
         return self.tree.oldest()
