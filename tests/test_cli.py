@@ -183,8 +183,8 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     out = tmp_path / "out"
     folder = notebooks(one01=GOOD, two02=LONG)
     arguments = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
-    code = (
-        "import pathlib, sys; from feather.artifact import cli, plan; "
+    code = (  # a shell that runs the tests in the background has them ignore Ctrl-C, and all their children
+        "import pathlib, signal, sys; from feather.artifact import cli, plan; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"plan.NOTEBOOKS = pathlib.Path({str(folder)!r}); sys.exit(cli.main({arguments!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
