@@ -19,14 +19,15 @@ class Guard(Policy):
     """Lets ``policy`` drive where it beats never stopping, and never stops where it does not.
 
     One of the two is the incumbent; the other, the challenger, gets trials. A trial's *regret* is the time it has lost
-    against the incumbent's throughput. Time without trials earns a budget, ``share`` of it; a trial whose regret exceeds the
-    budget is broken off, and what it lost, the time after it included until its batch is gone, is paid from the budget
-    before the next one. So all trials together cost no more than that share. A challenger that has kept up for
-    ``enough`` seconds becomes the incumbent: the policy if it was better by ``margin``, never stopping also if it was equal.
-    After a trial that failed the next one waits twice as long, from ``first`` to ``rarest`` seconds, or again ``first``
-    once the incumbent's throughput has changed.
+    against the incumbent's throughput. Time without trials earns a budget, and a trial whose regret exceeds it is broken off.
+    What it lost is paid from the budget, so that the next one waits the longer the dearer it was. For trials of the policy
+    that bounds the loss; a trial of never stopping may cost more, since what it has admitted runs to its end.
 
-    Only steps that left requests waiting count, since any others would have been the same under both. What prefill takes
+    A challenger that has kept up for ``enough`` seconds becomes the incumbent: the policy if it was better by ``margin``, never
+    stopping also if it was equal. After a trial that failed the next one waits twice as long, and again ``first`` once the
+    incumbent's throughput has changed.
+
+    Only steps count that had more requests than fit, since any others would have been the same under both. What prefill takes
     is left out, by an estimate of its cost per token: a trial begins with some, and either would have had to do it.
 
     Results that are missing or not finite teach nothing, and without any the policy does not drive.
@@ -36,11 +37,17 @@ class Guard(Policy):
 
     policy: Policy
     share: float = 0.02
+    """of the time, that trials may lose"""
     margin: float = 0.05
+    """by which the policy must be better to take over"""
     first: float = 2.0
+    """seconds before the first trial"""
     rarest: float = 60.0
+    """seconds between two trials, at most"""
     enough: float = 2.0
+    """seconds that a challenger must have kept up"""
     settling: float = 0.1
+    """share of its time that a trial may lose on top of the budget while the incumbent's requests still run"""
     fills: bool = True
     """whether never stopping drives at present"""
     phase: int = 0
