@@ -47,20 +47,20 @@ def test_without_the_guard_stopping_can_cost_half():
 
 
 def test_it_follows_a_workload_that_changes():
-    """The same engine object changes its nature in mid-run, as a workload's prefixes may become long or short."""
+    """The engine changes its nature in mid-run, so that only a trial can tell: what the policy gives stays about the same."""
     worlds = iter([all_or_nothing, by_rows])
     chosen = Options.from_mapping({})
     engine = closed_loop(lambda **facts: chosen.make_former(**facts), next(worlds), seconds=100.0)
     assert not engine.former.policy.fills
     engine.step_seconds = next(worlds)
     number = 0
-    while engine.now < 200.0:
+    while engine.now < 400.0:
         while len(engine.waiting) + len(engine.running) < 64:
             engine.add(number % 4, 16)
             number += 1
         engine.step()
     assert engine.former.policy.fills
-    late = [(rows, then) for then, rows, *_ in engine.history if then > 190.0]
+    late = [(rows, then) for then, rows, *_ in engine.history if then > 390.0]
     assert sum(rows for rows, _ in late) / 10 > 0.9 * 32 / by_rows([(0, 0)] * 32)
 
 

@@ -11,6 +11,7 @@ logger = logging.getLogger("feather")
 
 _UNHEARD = 1000  # decisions without a result, after which results are taken for missing
 _FEWEST = 8  # steps of a trial before it can be lost
+_RARER = 3.0  # times, that trials of never stopping may be rarer than those of the policy
 _CHANGE = 0.25  # of the incumbent's throughput, at which the workload is taken for another
 
 
@@ -24,8 +25,8 @@ class Guard(Policy):
     that bounds the loss; a trial of never stopping may cost more, since what it has admitted runs to its end.
 
     A challenger that has kept up for ``enough`` seconds becomes the incumbent: the policy if it was better by ``margin``, never
-    stopping also if it was equal. After a trial that failed the next one waits twice as long, and again ``first`` once the
-    incumbent's throughput has changed.
+    stopping also if it was equal. After a trial that failed the next one waits twice as long; and again ``first`` once never
+    stopping gives another throughput than it did, or the policy less than never stopping did.
 
     Only steps count that had more requests than fit, since any others would have been the same under both. What prefill takes
     is left out, by an estimate of its cost per token: a trial begins with some, and either would have had to do it.
@@ -43,7 +44,7 @@ class Guard(Policy):
     first: float = 2.0
     """seconds before the first trial"""
     rarest: float = 60.0
-    """seconds between two trials, at most"""
+    """seconds between two trials of the policy, at most; between two of never stopping up to three times as many"""
     enough: float = 2.0
     """seconds that a challenger must have kept up"""
     settling: float = 0.1
@@ -138,13 +139,14 @@ class Guard(Policy):
             self._start_trial()
 
     def _notice_change(self, now: float) -> None:
-        """A workload that has changed may have changed which of the two is better."""
-        if not self._usual:
+        """A workload that has changed may have changed which of the two is better. Homogeneous batches come and go, and the
+        throughput with them: the policy is put to the test only where it gives less than never stopping last did."""
+        if not self.fills:
             self._usual = now
-        if now < (1 - _CHANGE) * self._usual or self.fills and now > (1 + _CHANGE) * self._usual:
+            if now < self.rates[True].value:
+                self._wait = self.first
+        elif not self._usual or abs(now / self._usual - 1) > _CHANGE:
             self._usual, self._wait = now, self.first
-        elif not self.fills:
-            self._usual = max(self._usual, now)
 
     def _start_trial(self) -> None:
         self.trials += 1
@@ -183,6 +185,9 @@ class Guard(Policy):
             self.budget -= max(self.regret, 0.0)
             self._wait = min(2 * self._wait, self.rarest)
             self._switch()
+        if not self.fills and self.rates[True].value:
+            # The better the policy is, the dearer is a trial of never stopping, and the less likely to win.
+            self._wait = self.rarest * min(max(self._usual / self.rates[True].value, 1.0), _RARER)
 
     def _switch(self) -> None:
         self.fills = not self.fills
