@@ -12,7 +12,6 @@ cheap.
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from feather.agent import BatchState, Network, NeverStop, Policy, StrictStop
+from feather.agent import BatchState, Network, NeverStop, StrictStop
 from feather.env import ADD, STOP, BatchFormation, draw_traffic, make_world
 from feather.options import Options
 from feather.sim.formation import Formation, Traffic

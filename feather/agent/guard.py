@@ -1,4 +1,4 @@
-"""No regret: a policy drives only while it beats never stopping, and what finding that out may cost is bounded."""
+"""No regret: a policy drives only while it beats never stopping, and what trying it may cost is bounded."""
 
 import logging
 import math
@@ -151,7 +151,7 @@ class Guard(Policy):
     def _start_trial(self) -> None:
         self.trials += 1
         self.on_trial = True
-        self.regret = self._settling_regret = self._ran = self._unsettled = 0.0
+        self.regret = self._settling_regret = self._ran = 0.0
         self._steps = 0
         self._switch()
 
@@ -179,15 +179,16 @@ class Guard(Policy):
         self._since_trial = 0.0
         if won:
             self.takeovers += 1
-            self._wait = self.first if self.fills else self.rarest
             self._usual, self.budget = self.rates[self.fills].value, 0.0
         else:
             self.budget -= max(self.regret, 0.0)
-            self._wait = min(2 * self._wait, self.rarest)
             self._switch()
-        if not self.fills and self.rates[True].value:
+        if self.fills:
+            self._wait = self.first if won else min(2 * self._wait, self.rarest)
+        else:
             # The better the policy is, the dearer is a trial of never stopping, and the less likely to win.
-            self._wait = self.rarest * min(max(self._usual / self.rates[True].value, 1.0), _RARER)
+            never = self.rates[True].value
+            self._wait = self.rarest * min(max(self._usual / never, 1.0), _RARER) if never else self.rarest
 
     def _switch(self) -> None:
         self.fills = not self.fills

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from feather.studies.scheduler import ARMS, Arm
 from feather.studies.stats import Ratio, ratio
+from feather.studies.stopping import CLIENTS
 from feather.workloads import Workload, even_sizes, grouped, make_prefixes, unshared
 from feather.workloads.arrivals import arrivals
 
@@ -24,7 +25,6 @@ GROUPS = (1, 2, 4, 8, 16, 0)  # 0: nothing shared
 PREFIXES = (1000, 4000, 8000)
 DECODE = (8, 32, 128, (8, 128))
 LOADS = (None, 0.7, 1.3)  # closed loop, or so many times what FCFS serves in it
-CLIENTS = 2  # in the closed loop, for each row of the batch
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,3 @@ def label(cell: dict) -> str:
     load = "closed loop" if cell["load"] is None else f"load {cell['load']:g}"
     sharing = f"{cell['groups']} × {cell['prefix_tokens']}" if cell["groups"] else f"unshared {cell['prefix_tokens']}"
     return f"{sharing}, decode {decode}, {load}"
-
-
-def dumps(found: dict) -> str:
-    return json.dumps(found, indent=1)

@@ -7,13 +7,14 @@ import pandas as pd
 import seaborn as sns
 
 from feather.studies.scheduler import Arm
+from feather.studies.stopping import CLIENTS
 from feather.workloads import even_sizes, grouped
 
 
 def serve(engine, prefixes: list, requests: int, decode_tokens: tuple[int, int], path: str) -> None:
     """Serve clients in closed loop, twice as many as the batch has rows, with the default options, and trace it."""
     workload = grouped(prefixes, even_sizes(requests, len(prefixes)), 1, decode_tokens=decode_tokens)
-    engine.run(replace(workload, clients=2 * engine.max_batch), Arm("Feather, traced", "feather", {"trace": path}))
+    engine.run(replace(workload, clients=CLIENTS * engine.max_batch), Arm("Feather, traced", "feather", {"trace": path}))
 
 
 def frame(steps: list[dict]) -> pd.DataFrame:
