@@ -3,6 +3,8 @@
 import base64
 import csv
 import json
+import re
+import struct
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from feather.artifact import plan
 from feather.studies import machine, replace
 from feather.studies.claims import CLAIMS
-from feather.studies.study import COLUMNS
+from feather.studies.study import COLUMNS, DPI
 
 CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backend", "device", "verdict", "reason", "study",
                  "profile", "revision"]  # fmt: skip
@@ -71,8 +73,8 @@ def _why_not_run(claim_id: str, stories: dict[str, dict]) -> str:
         if claim_id in story.get("not run", {}):
             return story["not run"][claim_id]
     for name in plan.notebook_names():
-        if f'"{claim_id}"' in _code(name):
-            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim")
+        if re.search(rf'claim\(\s*"{claim_id}"', _code(name)):
+            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim --out out-sim")
     return "no study of it in this version"
 
 
@@ -86,14 +88,20 @@ def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int
     for name, state in states.items():
         story = stories.get(name, {"figures": [], "engine": {}})
         figures = [
-            {**figure, "data": base64.b64encode(path.read_bytes()).decode()}
+            {**figure, **_embedded(path.read_bytes())}
             for figure in story["figures"]
             if (path := out / "figures" / f"{figure['name']}.png").exists()
         ]
-        sections.append({"name": name, **state, "figures": figures, "engine": story["engine"]})
+        sections.append({"name": name, "title": plan.title(name), **state, "figures": figures, "engine": story["engine"]})
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.get_template("report.html.j2").render(claims=claims, sections=sections, rows=rows, run=run, made=made)
+
+
+def _embedded(png: bytes) -> dict:
+    """The picture as text, and the width in CSS pixels (96 an inch) at which all figures' letters are equally large."""
+    width, _ = struct.unpack(">II", png[16:24])  # of the header, which every PNG starts with
+    return {"data": base64.b64encode(png).decode(), "width": round(width * 96 / DPI)}
 
 
 def print_claims(out: Path) -> None:
