@@ -1,5 +1,6 @@
 """A queue of requests under each policy, worked out in a moment on the modelled device, so that its sizes can be dragged."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from feather.agent import Bandit, Guard, NeverStop, Policy, StrictStop
 from feather.env import World, make_world
@@ -35,7 +36,7 @@ POLICIES: dict[str, tuple[Callable[[], Policy], Options]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be dragged. Lengths in tokens."""
+    """What can be dragged. Lengths in tokens. Raises ValueError for what makes no queue."""
 
     groups: int = 4
     prefix_tokens: int = 8000
@@ -46,6 +47,20 @@ class Setting:
     """drawn evenly between both, both included"""
     kernel: str = "cascade"
     device: str = "rtx-6000-ada"
+
+    def __post_init__(self) -> None:
+        low, high = self.decode_tokens
+        for name, good, wanted in (
+            ("groups", self.groups >= 1, "at least 1"),
+            ("prefix_tokens", self.prefix_tokens >= 1, "at least 1"),
+            ("common", 0 <= self.common < 1, "from 0 to below 1"),
+            ("batch", self.batch >= 1, "at least 1"),
+            ("decode_tokens", 1 <= low <= high, "at least 1, the lesser first"),
+            ("kernel", self.kernel in KERNELS, f"one of: {', '.join(KERNELS)}"),
+            ("device", self.device in DEVICES, f"one of: {', '.join(DEVICES)}"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {wanted}")
 
     @property
     def traffic(self) -> Traffic:
@@ -142,8 +157,8 @@ def draw(setting: Setting, moment: float = 0.5) -> Figure:
     second = moment * min(ends)
     looks = {name: course.at(second) for name, course in found.items()}
     most = max(max(course.running[looks[name]].max(), course.waiting[looks[name]].max()) for name, course in found.items())
-    figure = Figure(figsize=(15, 6.2))
-    grid = figure.add_gridspec(2, len(found) + 1, left=0.1, right=0.99, top=0.85, bottom=0.03, wspace=0.12, hspace=0.32,
+    figure = Figure(figsize=(15, 6.4))
+    grid = figure.add_gridspec(2, len(found) + 1, left=0.1, right=0.99, top=0.85, bottom=0.06, wspace=0.12, hspace=0.32,
                                width_ratios=[1.2, *[1.0] * len(found)])  # fmt: skip
     palette = sns.color_palette("viridis", setting.groups)
     _throughputs(figure.add_subplot(grid[:, 0]), {name: course.throughput for name, course in found.items()})
@@ -199,7 +214,7 @@ def _tree(axes, running: np.ndarray, waiting: np.ndarray, palette, common: bool,
     axes.barh(rows + height / 2, waiting * scale, height, left=2.4, color="0.7", linewidth=0)
     for row, run, wait in zip(rows, running, waiting):
         axes.text(2.5 + max(run, wait) * scale, row, f"{run} + {wait}", va="center", fontsize=8, color="0.3")
-    axes.set(xlim=(-0.4, 6.2), ylim=(groups - 0.4, -0.6))
+    axes.set(xlim=(-0.4, 6.2), ylim=(groups - 0.2, -0.8))
     axes.set_title("running + waiting", fontsize=9, weight="normal", color="0.3")
     axes.axis("off")
 
@@ -207,10 +222,10 @@ def _tree(axes, running: np.ndarray, waiting: np.ndarray, palette, common: bool,
 def picture(setting: Setting, moment: float) -> bytes:
     """The drawing as a PNG, signed."""
     figure = draw(setting, moment)
-    figures.sign(figure, provenance(setting))
+    figures.sign(figure, provenance(setting), y=0.03)
+    figure.set_dpi(80)
     found = BytesIO()
-    width, height = figure.get_size_inches()
-    figure.savefig(found, format="png", dpi=75, bbox_inches=Bbox([[0, -0.4], [width, height]]))  # down to the signature
+    FigureCanvasAgg(figure).print_png(found)  # savefig would draw everything twice
     return found.getvalue()
 
 
@@ -234,15 +249,16 @@ def panel(start: Setting):
     }
     moment = widgets.FloatSlider(value=0.5, min=0, max=1, step=0.01, description="tree at", readout_format=".0%", **wide)
     shown = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-    warning = widgets.HTML()
+    note = widgets.HTML()
 
     def redraw(_=None) -> None:
+        began = time.perf_counter()
         setting = Setting(**{name: control.value for name, control in controls.items()})
-        warning.value = does_not_fit(setting)
         shown.value = picture(setting, moment.value)
+        note.value = f"{does_not_fit(setting)} <small>Worked out and drawn in {time.perf_counter() - began:.2f} s.</small>"
 
     for control in (*controls.values(), moment):
         control.observe(redraw, "value")
     redraw()
     box = widgets.Layout(flex_flow="row wrap")
-    return widgets.VBox([widgets.HBox([*controls.values(), moment], layout=box), warning, shown])
+    return widgets.VBox([widgets.HBox([*controls.values(), moment], layout=box), note, shown])
