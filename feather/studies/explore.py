@@ -188,6 +188,7 @@ def _throughputs(axes, throughputs: dict[str, float]) -> None:
     axes.set(ylim=(len(names) - 0.5, -0.7), xlim=(0, 1.05 * max(throughputs.values())), xticks=[])
     axes.set_title("decode throughput, tok/s", fontsize=11)
     axes.grid(visible=False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def _composition(axes, course: Course, palette) -> None:
