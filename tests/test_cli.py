@@ -161,6 +161,19 @@ def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_say
     assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "010201"
 
 
+def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks, tmp_path):
+    out = tmp_path / "out"
+    code = "from feather.studies.study import Study; from feather.studies.stats import Ratio; study = Study('01_one', None, out); "
+    code += "study.claim('E3', Ratio(150.4, 100.2, 200.6, 5), 'why'); study.claim('E4', Ratio(2.0, 2.0, 2.0, 1), 'why')"
+    notebooks(one01=code)
+    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "01", "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "150 × <br>[100, 201] <br>n = 5, cpu" in page and "2.00 × <br>one run, cpu" in page
+    with (out / "claims.csv").open(newline="") as file:
+        repeats = {row["claim"]: row["repeats"] for row in csv.DictReader(file)}
+    assert (repeats["E3"], repeats["E4"], repeats["M1"]) == ("5", "1", "")
+
+
 def test_every_claim_is_in_the_table_and_one_that_was_not_run_names_the_notebook_that_tests_it(tmp_path):
     for folder in ("state", "results"):
         (tmp_path / folder).mkdir()

@@ -16,7 +16,7 @@ from feather.studies import machine, replace
 from feather.studies.claims import CLAIMS
 from feather.studies.study import COLUMNS, DPI
 
-CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backend", "device", "verdict", "reason", "study",
+CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "repeats", "unit", "backend", "device", "verdict", "reason", "study",
                  "profile", "revision"]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def write_report(out: Path, backend: str) -> None:
         "machine": machine.describe(),
     }
     replace(out / "results.csv", results.to_csv(index=False))
-    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).to_csv(index=False))
+    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).astype({"repeats": "Int64"}).to_csv(index=False))
     replace(out / "run.json", json.dumps(run, indent=1) + "\n")
     replace(out / "report.html", render(out, stories, states, claims, len(results), run))
 
@@ -59,7 +59,7 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
         for study, entry in found:
             ours = entry["ours"]
             rows.append({**base, "ours": round(ours["median"], 3), "low": round(ours["low"], 3), "high": round(ours["high"], 3),
-                         "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
+                         "repeats": ours["repeats"], "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
                          "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
                          "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
         if not found:
