@@ -220,7 +220,7 @@ def _tree(axes, running: np.ndarray, waiting: np.ndarray, palette, common: bool,
     axes.axis("off")
 
 
-def picture(setting: Setting, moment: float) -> bytes:
+def picture(setting: Setting, moment: float = 0.5) -> bytes:
     """The drawing as a PNG, signed."""
     figure = draw(setting, moment)
     figures.sign(figure, provenance(setting), y=0.03)
