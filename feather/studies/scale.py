@@ -10,7 +10,7 @@ from feather.studies.study import Condition
 from feather.workloads import Workload, even_sizes, grouped, make_prefixes
 
 # The threshold rule without the limit on how long a request may be passed over, which the paper's system does not have.
-PATIENT = Arm("Feather (threshold, patient)", "feather", {"policy": "threshold", "chunk_size": 64, "max_wait": float("inf")})
+PATIENT = Arm("Feather (threshold, patient)", "feather", {**ARMS["Feather (threshold)"].options, "max_wait": float("inf")})
 AT_SCALE = (ARMS["FCFS"], ARMS["Feather (never stop)"], ARMS["Feather (threshold)"], PATIENT, ARMS["oracle (stop)"])
 MAIN = (ARMS["FCFS"], ARMS["Feather (never stop)"], PATIENT)
 
