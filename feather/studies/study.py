@@ -99,15 +99,16 @@ class Study:
         self._save()
         return frame(self._rows[first:])
 
-    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None) -> str:
+    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None, engine: Engine | None = None) -> str:
         """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
-        ``parts`` as in ``claims.verdict``."""
+        ``parts`` as in ``claims.verdict``; ``engine``: what it ran on, where that is not the study's."""
         claim = CLAIMS[claim_id]
-        found = verdict(claim_id, ours, self.provenance["backend"], parts)
+        provenance = _provenance(engine) if engine else self.provenance
+        found = verdict(claim_id, ours, provenance["backend"], parts)
         if parts:
             reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
         self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
-                             "backend": self.provenance["backend"], "device": self.provenance["device"]})  # fmt: skip
+                             "backend": provenance["backend"], "device": provenance["device"]})  # fmt: skip
         self._save()
         here = str(ours).replace("×", f" {claim.unit}", 1)
         return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
