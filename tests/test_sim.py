@@ -108,6 +108,18 @@ def test_every_constant_has_a_source():
         assert set(device.__dataclass_fields__) - {"name", "sources"} == set(device.sources)
 
 
+@pytest.mark.parametrize("device, multiprocessors, flop_per_clock, hertz, bus_bits, bits_per_s", [
+    ("rtx-6000-ada", 142, 1024, 2.505e9, 384, 20e9), ("a100", 108, 2048, 1.41e9, 5120, 3.186e9),
+    ("h100", 132, 4096, 1.83e9, 5120, 5.234e9), ("h200", 132, 4096, 1.83e9, 6144, 6.25e9),
+])  # fmt: skip
+def test_rates_are_what_units_and_clocks_multiply_to(device, multiprocessors, flop_per_clock, hertz, bus_bits, bits_per_s):
+    found = DEVICES[device]
+    assert found.concurrent_rows == multiprocessors
+    assert found.flop_rate == pytest.approx(multiprocessors * flop_per_clock * hertz, rel=1e-3)
+    assert found.memory_rate == pytest.approx(bus_bits / 8 * bits_per_s, rel=1e-3)
+    assert found.cache_rate / hertz == pytest.approx(round(found.cache_rate / hertz), abs=1e-6)  # bytes per clock, at that clock
+
+
 @pytest.mark.parametrize("arguments, message", [
     (([10, 10], [0], [()]), "2 contexts, 1 members, 2 new"),
     (([10], [0], [[("a", 11)]]), "row 0 has a context of 10 tokens on a path of 11"),
@@ -268,7 +280,7 @@ def test_block_hashes_are_vllms_own(workloads):
 
 @pytest.mark.parametrize("options, message", [
     ({"model": "longchat-13b", "device": replace(RTX_6000_ADA, memory_bytes=24e9)},
-     "longchat-13b does not fit RTX 6000 Ada: 26.0 GB of weights and .* GB of activations, 22.1 of 24 GB to use"),
+     "longchat-13b does not fit RTX 6000 Ada: 24.2 GiB of weights and .* GiB of activations, 20.6 of 22.4 GiB to use"),
     ({"model": "gpt-5"}, "model 'gpt-5' is not one of: tiny-llama, llama-3-8b"),
     ({"device": "tpu"}, "device 'tpu' is not one of: rtx-6000-ada, a100, h100, h200"),
     ({"kv_gib": 100}, "kv_gib=100 does not fit: llama-3-8b leaves .* GiB of RTX 6000 Ada for KV"),

@@ -113,8 +113,8 @@ class SimEngine:
         left = usable - shape.weight_bytes - activations
         if left < self.block_size * shape.kv_bytes_per_token:
             raise ValueError(
-                f"{shape.name} does not fit {device.name}: {shape.weight_bytes / 1e9:.1f} GB of weights and "
-                f"{activations / 1e9:.1f} GB of activations, {usable / 1e9:.1f} of {device.memory_bytes / 1e9:.0f} GB to use; "
+                f"{shape.name} does not fit {device.name}: {shape.weight_bytes / 2**30:.1f} GiB of weights and "
+                f"{activations / 2**30:.1f} GiB of activations, {usable / 2**30:.1f} of {device.memory_bytes / 2**30:.1f} GiB to use; "
                 f"choose a smaller model or another device, or lower max_batched_tokens={self.max_batched_tokens}"
             )
         if self.kv_gib is None:
