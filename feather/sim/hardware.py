@@ -18,6 +18,8 @@ GIB, MIB = 2**30, 2**20
 
 @dataclass(frozen=True)
 class Device:
+    """Raises ValueError for a constant that is negative, not a number, or 0 where it divides."""
+
     name: str
     memory_bytes: float
     """device memory, bytes"""
@@ -48,6 +50,12 @@ class Device:
     """the same for each row of it, s"""
     sources: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     """field → where its value comes from"""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__.keys() - {"name", "heads_at_once", "overlaps", "sources"}:
+            value, may_be_none = getattr(self, name), name in ("cache_bytes", "step_seconds", "row_seconds")
+            if not (value > 0 or may_be_none and value == 0):
+                raise ValueError(f"{self.name}: {name}={value} must be {'0 or ' if may_be_none else ''}above 0")
 
 
 _MICROBENCHMARK = "L2 read throughput of {} in Luo et al., arXiv 2402.13499 (bytes per clock; not rechecked), at the clock that flop_rate is told for"

@@ -73,6 +73,13 @@ class Setting:
         return Workload([replace(prompt, arrival=max(0.0, prompt.arrival - start)) for prompt in workload.prompts])
 
 
+def check_axes(shortest: int, **axes: Sequence) -> None:
+    """Raises ValueError for an axis that has fewer than ``shortest`` values or is not in ascending order."""
+    for name, values in axes.items():
+        if len(values) < shortest or any(not low < high for low, high in zip(values, values[1:])):
+            raise ValueError(f"{name}={list(values)} must be {'two values or more' if shortest > 1 else 'values'} in ascending order")
+
+
 def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), **fixed) -> list[Condition]:
     """A condition of ``figure`` for every value of the ``Setting`` field ``vary`` under every arm, the other fields as
     ``fixed``."""

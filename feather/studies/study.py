@@ -56,7 +56,10 @@ class Study:
     def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
         same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
-        conditions could not be told apart in the rows."""
+        conditions could not be told apart in the rows, or there is nothing to run."""
+        check_repeats(repeats)
+        if not conditions:
+            raise ValueError("there is no condition to measure: a list of values is empty")
         for condition in conditions:
             name = (condition.policy, json.dumps(condition.parameters))
             if name in self._measured:
@@ -141,6 +144,11 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def check_repeats(repeats: int) -> None:
+    if not repeats >= 1:
+        raise ValueError(f"repeats={repeats} must be at least 1")
 
 
 def _provenance(engine: Engine) -> dict[str, str]:
