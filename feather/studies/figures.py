@@ -148,8 +148,10 @@ def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
     for place, claim in enumerate(claims):
         axes.hlines(marks[claim], place - 0.45, place + 0.45, color="0.2", lw=1.5, ls="--", label="published" if place == 0 else None)
     axes.axhline(1, color="0.2", lw=1)
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if tick < 2 * max(ratios["high"].max(), *marks.values())]
+    lowest, highest = 0.9 * min(1.0, ratios["low"].min()), 1.3 * max(ratios["high"].max(), *marks.values())
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lowest <= tick <= highest]
     axes.set_yscale("log")
+    axes.set_ylim(lowest, highest)
     axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.set_xticks(range(len(claims)), claims)
