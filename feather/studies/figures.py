@@ -56,7 +56,7 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
         options = {"marker": "o", **options}
     elif hue == "policy":
         names = in_order(data["policy"])
-        widths = dict(zip(names, np.linspace(1.5 + 1.2 * (len(names) - 1), 1.5, len(names))))
+        widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
         options = {"hue_order": names, "style_order": names, "palette": colours(), "size": "policy", "size_order": names, "sizes": widths, **options}
     else:
         names = [f"{hue}: {_tick(value)}" for value in sorted(data[hue].unique())]
