@@ -57,7 +57,8 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
     elif hue == "policy":
         names = in_order(data["policy"])
         widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
-        options = {"hue_order": names, "style_order": names, "palette": colours(), "size": "policy", "size_order": names, "sizes": widths, **options}
+        palette = {name: colours().get(name, "0.4") for name in names}
+        options = {"hue_order": names, "style_order": names, "palette": palette, "size": "policy", "size_order": names, "sizes": widths, **options}
     else:
         names = [f"{hue}: {_tick(value)}" for value in sorted(data[hue].unique())]
         data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})

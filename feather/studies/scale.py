@@ -14,6 +14,8 @@ PATIENT = Arm("Feather (threshold, patient)", "feather", {**ARMS["Feather (thres
 AT_SCALE = (ARMS["FCFS"], ARMS["Feather (never stop)"], ARMS["Feather (threshold)"], PATIENT, ARMS["oracle (stop)"])
 # The same without its floor, below which a batch takes whatever comes.
 FLOORLESS = Arm("Feather (threshold, patient, no floor)", "feather", {**PATIENT.options, "min_batch": 1})
+# The paper's agent without guard and that limit.
+BANDIT = Arm("Feather (bandit alone, patient)", "feather", {**ARMS["Feather (bandit alone)"].options, "max_wait": float("inf")})
 MAIN = (ARMS["FCFS"], ARMS["Feather (never stop)"], PATIENT)
 
 
