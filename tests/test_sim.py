@@ -108,6 +108,18 @@ def test_every_constant_has_a_source():
         assert set(device.__dataclass_fields__) - {"name", "sources"} == set(device.sources)
 
 
+@pytest.mark.parametrize("device, multiprocessors, flop_per_clock, hertz, bus_bits, bits_per_s", [
+    ("rtx-6000-ada", 142, 1024, 2.505e9, 384, 20e9), ("a100", 108, 2048, 1.41e9, 5120, 3.186e9),
+    ("h100", 132, 4096, 1.83e9, 5120, 5.234e9), ("h200", 132, 4096, 1.83e9, 6144, 6.25e9),
+])  # fmt: skip
+def test_rates_are_what_units_and_clocks_multiply_to(device, multiprocessors, flop_per_clock, hertz, bus_bits, bits_per_s):
+    found = DEVICES[device]
+    assert found.concurrent_rows == multiprocessors
+    assert found.flop_rate == pytest.approx(multiprocessors * flop_per_clock * hertz, rel=1e-3)
+    assert found.memory_rate == pytest.approx(bus_bits / 8 * bits_per_s, rel=1e-3)
+    assert found.cache_rate / hertz == pytest.approx(round(found.cache_rate / hertz), abs=1e-6)  # bytes per clock, at that clock
+
+
 @pytest.mark.parametrize("arguments, message", [
     (([10, 10], [0], [()]), "2 contexts, 1 members, 2 new"),
     (([10], [0], [[("a", 11)]]), "row 0 has a context of 10 tokens on a path of 11"),
@@ -268,11 +280,19 @@ def test_block_hashes_are_vllms_own(workloads):
 
 @pytest.mark.parametrize("options, message", [
     ({"model": "longchat-13b", "device": replace(RTX_6000_ADA, memory_bytes=24e9)},
-     "longchat-13b does not fit RTX 6000 Ada: 26.0 GB of weights and .* GB of activations, 22.1 of 24 GB to use"),
+     "longchat-13b does not fit RTX 6000 Ada: 24.2 GiB of weights and .* GiB of activations, 20.6 of 22.4 GiB to use"),
     ({"model": "gpt-5"}, "model 'gpt-5' is not one of: tiny-llama, llama-3-8b"),
     ({"device": "tpu"}, "device 'tpu' is not one of: rtx-6000-ada, a100, h100, h200"),
     ({"kv_gib": 100}, "kv_gib=100 does not fit: llama-3-8b leaves .* GiB of RTX 6000 Ada for KV"),
     ({"scheduling": "fast"}, "scheduling='fast' must be one of: recorded, measured, free"),
+    ({"kernel": "flash"}, "attention kernel 'flash' is not one of: paged, cascade, packed"),
+    ({"device": None}, "device None is not one of"),
+    ({"max_batch": 0}, "max_batch=0 must be a whole number, at least 1"),
+    ({"max_batched_tokens": 2.5}, "max_batched_tokens=2.5 must be a whole number"),
+    ({"block_size": 0}, "block_size=0 must be a whole number"),
+    ({"kv_gib": 0}, "kv_gib=0 must be above 0, or None"),
+    ({"kv_gib": float("nan")}, "kv_gib=nan must be above 0"),
+    ({"memory_share": 1.5}, "memory_share=1.5 must be above 0 and at most 1"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_with_the_numbers(options, message):
     with pytest.raises(ValueError, match=message):
@@ -285,6 +305,88 @@ def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers():
 
     with pytest.raises(ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"):
         sim(kv_gib=2000 * BYTES / 2**30).run(unshared(1, 3000, seed=1), ARMS["FCFS"])
+
+
+@pytest.mark.parametrize("constants, message", [
+    ({"memory_rate": 0}, "memory_rate=0 must be above 0"), ({"cache_bytes": -1}, "cache_bytes=-1 must be 0 or above 0"),
+    ({"flop_rate": float("nan")}, "flop_rate=nan must be above 0"),
+])  # fmt: skip
+def test_a_device_that_cannot_be_is_refused(constants, message):
+    with pytest.raises(ValueError, match=f"RTX 6000 Ada: {message}"):
+        replace(RTX_6000_ADA, **constants)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"batch": 0}, "batch=0 must be at least 1"), ({"requests_per_s": -1.0}, "requests_per_s=-1.0 must be at least 0"),
+    ({"requests_per_s": float("nan")}, "requests_per_s=nan"), ({"shared": 1.5}, "shared=1.5 must be from 0 to 1"),
+    ({"requests": 10, "backlog": 11}, "backlog=11 must be from 0 to 10"), ({"levels": 2}, "groups=5 with levels=2"),
+])  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused(options, message):
+    from feather.studies.scale import Setting
+
+    with pytest.raises(ValueError, match=message):
+        Setting(**options)
+
+
+def test_parameters_of_the_notebooks_are_refused_by_name():
+    from feather.studies import gains, scale
+
+    scale.check_axes(2, groups=[1, 2])
+    for groups in ([1], [2, 1], []):
+        with pytest.raises(ValueError, match="groups=.* must be two values or more in ascending order"):
+            scale.check_axes(2, groups=groups)
+    assert [one.claim for one in gains.comparisons(claims=["E6", "M1"])] == ["M1", "E6"]
+    for claims in ([], ["E2"]):
+        with pytest.raises(ValueError, match="must be some of: M1, E1, E3, E6"):
+            gains.comparisons(claims=claims)
+    with pytest.raises(ValueError, match="repeats=0 must be at least 1"):
+        gains.explain(gains.comparisons(), 0, None)
+
+
+def test_a_queue_without_recorded_costs_is_refused():
+    from feather.sim.costs import SchedulingCosts
+    from feather.studies.scheduler import Arm
+
+    with pytest.raises(ValueError, match="no scheduling costs of a queue of kind 'lottery', only of: .*fcfs.*scheduling_costs"):
+        SchedulingCosts().seconds(Arm("lottery", "lottery"), 1, 1, 1, 1, 100)
+
+
+# -- the settings of the paper's figures -------------------------------------------------------------------------------
+
+
+def test_the_patient_rule_is_the_threshold_but_for_its_patience():
+    from feather.studies.scale import FLOORLESS, PATIENT
+    from feather.studies.scheduler import ARMS
+
+    threshold = ARMS["Feather (threshold)"].options
+    assert PATIENT.options == {**threshold, "max_wait": float("inf")} and PATIENT.options["guard"] is False
+    assert FLOORLESS.options == {**PATIENT.options, "min_batch": 1}
+
+
+def test_a_backlog_is_there_at_the_start_and_the_rest_comes_at_the_rate():
+    from feather.studies.scale import Setting
+
+    setting = Setting(groups=2, prefix_tokens=16, requests=40, requests_per_s=10.0)
+    times = [[prompt.arrival for prompt in replace(setting, backlog=there).workload(setting.prefixes(), 1).prompts] for there in (0, 15, 40)]
+    assert times[0][0] > 0 and times[2] == [0.0] * 40
+    assert times[1][:15] == [0.0] * 15 and times[1][15:] == pytest.approx([time - times[0][14] for time in times[0][15:]])
+
+
+def test_the_threshold_rule_keeps_a_batch_homogeneous_and_cannot_make_one():
+    """From an empty engine it is first come, first served; from a queue it stops. Without its floor it stops in both cases."""
+    from feather.studies.scale import FLOORLESS, PATIENT, Setting
+    from feather.studies.scheduler import ARMS
+
+    engine = sim(max_batch=40)
+    setting = Setting(groups=4, prefix_tokens=1024, requests=160, decode_tokens=40, requests_per_s=100.0)
+    prefixes = setting.prefixes()
+    engine.warm(prefixes)
+    groups = {}
+    for there in (0, 160):
+        workload = replace(setting, backlog=there).workload(prefixes, 1)
+        groups[there] = {arm.name: engine.run(workload, arm).groups.mean() for arm in (ARMS["FCFS"], PATIENT, FLOORLESS)}
+    assert groups[0][PATIENT.name] == groups[0]["FCFS"] > 3 and groups[160][PATIENT.name] < 2
+    assert max(groups[there][FLOORLESS.name] for there in groups) < 2.5
 
 
 def test_the_engine_of_the_studies_can_be_the_modelled_one():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feather.workloads import VOCABULARY, Prompt, Workload, documents, grouped, make_prefix_tree, make_prefixes, samples, sources, traces
+from feather.workloads import VOCABULARY, Prompt, Workload, documents, even_sizes, grouped, make_prefix_tree, make_prefixes, samples, sources, traces
 from feather.workloads.__main__ import main
 from feather.workloads.arrivals import arrivals, at_rate
 from feather.workloads.lines import DataError
@@ -73,6 +73,29 @@ def test_a_workload_is_in_order_of_arrival():
         Workload([Prompt([1], 0, 1, float("nan"))])
     bursts = grouped(make_prefixes(2, 8), [50, 50], seed=1, requests_per_s=10, variation=4)
     assert bursts.prompts[-1].arrival > bursts.prompts[0].arrival
+
+
+@pytest.mark.parametrize("prompts, message", [
+    ([], "a workload needs at least one prompt"),
+    ([Prompt([1], 0, 1, float("inf"))], "prompt 0 arrives at inf s"),
+    ([Prompt([1], 0, 1), Prompt([], 0, 1)], "prompt 1 has 0 tokens and asks for 1"),
+    ([Prompt([1], 0, 0)], "prompt 0 has 1 tokens and asks for 0"),
+    ([Prompt([1], 0, 1.5)], "asks for 1.5: both must be whole numbers"),
+])  # fmt: skip
+def test_a_workload_that_cannot_run_is_refused(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        Workload(prompts)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"sizes": [1, 1, 1]}, "at most one for each of the 2 prefixes"), ({"sizes": [2, -1]}, "sizes=.* must not be negative"),
+    ({"suffix_tokens": -1}, "suffix_tokens=-1 must not be negative"), ({"decode_tokens": (5, 2)}, "decode_tokens=.5, 2. be at least 1, as .low, high."),
+])  # fmt: skip
+def test_groups_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        grouped(make_prefixes(2, 16), **{"sizes": [1, 1], "seed": 1, **options})
+    with pytest.raises(ValueError, match="5 requests over 0 groups"):
+        even_sizes(5, 0)
 
 
 @settings(derandomize="CI" in os.environ)

@@ -29,8 +29,13 @@ class SchedulingCosts:
         self._engine, self._queue = fitted(table)
 
     def seconds(self, arm, running: int, waiting: int, arrived: int, admitted: int, prompt_tokens: int) -> tuple[float, float]:
-        """(in the waiting queue, in the rest of vLLM's scheduler). Raises KeyError for a kind of queue that the table does
+        """(in the waiting queue, in the rest of vLLM's scheduler). Raises ValueError for a kind of queue that the table does
         not hold."""
+        if kind_of(arm) not in self._queue:
+            raise ValueError(
+                f"no scheduling costs of a queue of kind {kind_of(arm)!r}, only of: {', '.join(sorted(self._queue))}; "
+                "measure it (python -m benchmarks.scheduling_costs), or use scheduling='free'"
+            )
         features = _features(running, waiting, arrived, admitted, prompt_tokens)
         return float(self._queue[kind_of(arm)] @ features), float(self._engine @ features)
 

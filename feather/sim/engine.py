@@ -56,8 +56,8 @@ class SimEngine:
 
     Identical seeds give identical runs, unless ``scheduling`` is "measured".
 
-    Raises ValueError for an unknown device or model, a model that does not fit the device, or (``run``) a prompt that does
-    not fit its KV cache.
+    Raises ValueError for an unknown device or model, a size that is none, a model that does not fit the device, or (``run``) a
+    prompt that does not fit its KV cache.
     """
 
     model: str | Model = "llama-3-8b"
@@ -84,6 +84,14 @@ class SimEngine:
     def __post_init__(self) -> None:
         if self.scheduling not in ("recorded", "measured", "free"):
             raise ValueError(f"scheduling={self.scheduling!r} must be one of: recorded, measured, free")
+        for name in ("max_batch", "max_batched_tokens", "block_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number, at least 1")
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory_share={self.memory_share} must be above 0 and at most 1")
+        if self.kv_gib is not None and not self.kv_gib > 0:
+            raise ValueError(f"kv_gib={self.kv_gib} must be above 0, or None for what the model leaves")
         self._shape = _look_up("model", self.model, MODELS)
         self._device = _look_up("device", self.device, DEVICES)
         self.steps = StepModel(self._device, self._shape, self.kernel)
@@ -113,8 +121,8 @@ class SimEngine:
         left = usable - shape.weight_bytes - activations
         if left < self.block_size * shape.kv_bytes_per_token:
             raise ValueError(
-                f"{shape.name} does not fit {device.name}: {shape.weight_bytes / 1e9:.1f} GB of weights and "
-                f"{activations / 1e9:.1f} GB of activations, {usable / 1e9:.1f} of {device.memory_bytes / 1e9:.0f} GB to use; "
+                f"{shape.name} does not fit {device.name}: {shape.weight_bytes / 2**30:.1f} GiB of weights and "
+                f"{activations / 2**30:.1f} GiB of activations, {usable / 2**30:.1f} of {device.memory_bytes / 2**30:.1f} GiB to use; "
                 f"choose a smaller model or another device, or lower max_batched_tokens={self.max_batched_tokens}"
             )
         if self.kv_gib is None:
@@ -304,7 +312,7 @@ class SimEngine:
 
 
 def _look_up(what: str, wanted, known: dict):
-    if not isinstance(wanted, str):
+    if isinstance(wanted, Device | Model):
         return wanted
     if wanted not in known:
         raise ValueError(f"{what} {wanted!r} is not one of: {', '.join(known)}")

@@ -47,13 +47,22 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, **options):
-    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories."""
+    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories. Of policies that
+    coincide all can be seen: the later one's line is the narrower."""
     data = of_metric(table, metric)
     ticks = sorted(data[x].unique())
-    data = data.assign(**{x: pd.Categorical(data[x].astype(str), [str(tick) for tick in ticks], ordered=True)})
-    if hue == "policy":
+    data = data.assign(**{x: pd.Categorical(data[x].map(_tick), [_tick(tick) for tick in ticks], ordered=True)})
+    if hue is None:
+        options = {"marker": "o", **options}
+    elif hue == "policy":
         names = in_order(data["policy"])
-        options = {"hue_order": names, "style_order": names, "palette": colours(), **options}
+        widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
+        palette = {name: colours().get(name, "0.4") for name in names}
+        options = {"hue_order": names, "style_order": names, "palette": palette, "size": "policy", "size_order": names, "sizes": widths, **options}
+    else:
+        names = [f"{hue}: {_tick(value)}" for value in sorted(data[hue].unique())]
+        data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})
+        options = {"hue_order": names, "style_order": names, "palette": sns.color_palette("colorblind", len(names)), **options}
     figure, axes = plt.subplots()
     sns.lineplot(data, x=x, y="value", hue=hue, style=hue, markers=True, dashes=False,
                  estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)  # fmt: skip
@@ -62,6 +71,10 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
     if hue:
         sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
+
+
+def _tick(value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
@@ -136,8 +149,10 @@ def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
     for place, claim in enumerate(claims):
         axes.hlines(marks[claim], place - 0.45, place + 0.45, color="0.2", lw=1.5, ls="--", label="published" if place == 0 else None)
     axes.axhline(1, color="0.2", lw=1)
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if tick < 2 * max(ratios["high"].max(), *marks.values())]
+    lowest, highest = 0.9 * min(1.0, ratios["low"].min()), 1.3 * max(ratios["high"].max(), *marks.values())
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lowest <= tick <= highest]
     axes.set_yscale("log")
+    axes.set_ylim(lowest, highest)
     axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.set_xticks(range(len(claims)), claims)

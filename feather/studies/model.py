@@ -72,7 +72,9 @@ class Model:
 # Small enough for two cores, and with prefixes of 8 000 tokens (62.5 MiB of KV each) larger than their caches.
 TINY_LLAMA = Model("tiny-llama", 4, 512, 1408, 8, 8, 64, VOCABULARY, 16_384)
 # The paper's models: shapes of the published configurations (config.json on the Hugging Face Hub) of Llama-3-8B,
-# Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen3-8B and LongChat-13B-16K. All are written as a Llama of that shape.
+# Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen3-8B and LongChat-13B-16K, as remembered, with parameter counts that agree with the model
+# cards' (tests/test_sim.py). All are written as a Llama of that shape; the last number but `tied` is how long a request the
+# studies may make, not what the model was trained for (Llama-3-8B: 8 192 tokens, less than the paper's prefixes).
 LLAMA_3_8B = Model("llama-3-8b", 32, 4096, 14_336, 32, 8, 128, 128_256, 16_384)
 QWEN_0_5B = Model("qwen-0.5b", 24, 896, 4864, 14, 2, 64, 151_936, 32_768, tied=True)
 QWEN_1_5B = Model("qwen-1.5b", 28, 1536, 8960, 12, 2, 128, 151_936, 32_768, tied=True)

@@ -28,7 +28,8 @@ class Published:
 
 def published(requests: int = 1000) -> list[Published]:
     """Every published number of DESIGN that is about time on the RTX 6000 Ada. Where a source does not say how many requests
-    or decode tokens, ``requests`` and the setting's own numbers are an assumption."""
+    or decode tokens, ``requests`` and the setting's own numbers are an assumption. All requests are there at the start, also where
+    the paper sweeps their rate."""
     one = Setting(groups=1, prefix_tokens=10_000, requests=requests)
     two = Setting(groups=2, prefix_tokens=10_000, requests=requests)
     e1 = Setting(requests=requests, decode_tokens=200)
@@ -62,7 +63,7 @@ def residuals(numbers: list[Published], seed: int = 1) -> pd.DataFrame:
         value = modelled(*number.of, number.metric)
         if number.to:
             value /= modelled(*number.to, number.metric)
-        rows.append({"what": number.what, "source": number.source, "published": number.value, "modelled": value, "unit": number.unit,
+        rows.append({"what": number.what, "policy": number.of[1].name, "source": number.source, "published": number.value, "modelled": value, "unit": number.unit,
                      "modelled / published": value / number.value})  # fmt: skip
     return pd.DataFrame(rows)
 

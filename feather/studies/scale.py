@@ -10,8 +10,12 @@ from feather.studies.study import Condition
 from feather.workloads import Workload, even_sizes, grouped, make_prefixes
 
 # The threshold rule without the limit on how long a request may be passed over, which the paper's system does not have.
-PATIENT = Arm("Feather (threshold, patient)", "feather", {"policy": "threshold", "chunk_size": 64, "max_wait": float("inf")})
+PATIENT = Arm("Feather (threshold, patient)", "feather", {**ARMS["Feather (threshold)"].options, "max_wait": float("inf")})
 AT_SCALE = (ARMS["FCFS"], ARMS["Feather (never stop)"], ARMS["Feather (threshold)"], PATIENT, ARMS["oracle (stop)"])
+# The same without its floor, below which a batch takes whatever comes.
+FLOORLESS = Arm("Feather (threshold, patient, no floor)", "feather", {**PATIENT.options, "min_batch": 1})
+# The paper's agent without guard and that limit.
+BANDIT = Arm("Feather (bandit alone, patient)", "feather", {**ARMS["Feather (bandit alone)"].options, "max_wait": float("inf")})
 MAIN = (ARMS["FCFS"], ARMS["Feather (never stop)"], PATIENT)
 
 
@@ -26,6 +30,8 @@ class Setting:
     batch: int = 500
     requests_per_s: float = 0.0
     """Poisson arrivals; 0: all there at the start"""
+    backlog: int = 0
+    """requests that are there at the start, before the others arrive at that rate"""
     shared: float = 1.0
     """share of the prefix that the requests of a group really have in common; the rest is each one's own"""
     levels: int = 1
@@ -33,6 +39,24 @@ class Setting:
     model: str = "llama-3-8b"
     device: str = "rtx-6000-ada"
     kernel: str = "cascade"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("groups", 1, None),
+            ("prefix_tokens", 1, None),
+            ("requests", 1, None),
+            ("decode_tokens", 1, None),
+            ("batch", 1, None),
+            ("requests_per_s", 0, None),
+            ("backlog", 0, self.requests),
+            ("shared", 0, 1),
+            ("levels", 1, None),
+        ):
+            value = getattr(self, name)
+            if not (value >= low and (high is None or value <= high)):
+                raise ValueError(f"{name}={value} must be {f'at least {low}' if high is None else f'from {low} to {high}'}")
+        if self.levels > 1 and self.groups != 1:
+            raise ValueError(f"groups={self.groups} with levels={self.levels}: a tree has 2 ** (levels - 1) groups, leave groups at 1")
 
     def prefixes(self) -> list[list[int]]:
         tokens = int(self.prefix_tokens * self.shared)
@@ -44,7 +68,18 @@ class Setting:
 
     def workload(self, prefixes: list[list[int]], seed: int) -> Workload:
         own = self.prefix_tokens - int(self.prefix_tokens * self.shared)
-        return grouped(prefixes, even_sizes(self.requests, len(prefixes)), seed, 20 + own, self.decode_tokens, self.requests_per_s or None)
+        workload = grouped(prefixes, even_sizes(self.requests, len(prefixes)), seed, 20 + own, self.decode_tokens, self.requests_per_s or None)
+        if not self.backlog:
+            return workload
+        start = workload.prompts[self.backlog - 1].arrival
+        return Workload([replace(prompt, arrival=max(0.0, prompt.arrival - start)) for prompt in workload.prompts])
+
+
+def check_axes(shortest: int, **axes: Sequence) -> None:
+    """Raises ValueError for an axis that has fewer than ``shortest`` values or is not in ascending order."""
+    for name, values in axes.items():
+        if len(values) < shortest or any(not low < high for low, high in zip(values, values[1:])):
+            raise ValueError(f"{name}={list(values)} must be {'two values or more' if shortest > 1 else 'values'} in ascending order")
 
 
 def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), **fixed) -> list[Condition]:

@@ -58,7 +58,10 @@ class Study:
     def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
         same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
-        conditions could not be told apart in the rows."""
+        conditions could not be told apart in the rows, or there is nothing to run."""
+        check_repeats(repeats)
+        if not conditions:
+            raise ValueError("there is no condition to measure: a list of values is empty")
         for condition in conditions:
             name = (condition.policy, json.dumps(condition.parameters))
             if name in self._measured:
@@ -101,15 +104,16 @@ class Study:
         self._save()
         return frame(self._rows[first:])
 
-    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None) -> str:
+    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None, engine: Engine | None = None) -> str:
         """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
-        ``parts`` as in ``claims.verdict``."""
+        ``parts`` as in ``claims.verdict``; ``engine``: what it ran on, where that is not the study's."""
         claim = CLAIMS[claim_id]
-        found = verdict(claim_id, ours, self.provenance["backend"], parts)
+        provenance = _provenance(engine) if engine else self.provenance
+        found = verdict(claim_id, ours, provenance["backend"], parts)
         if parts:
             reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
         self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
-                             "backend": self.provenance["backend"], "device": self.provenance["device"]})  # fmt: skip
+                             "backend": provenance["backend"], "device": provenance["device"]})  # fmt: skip
         self._save()
         here = str(ours).replace("×", f" {claim.unit}", 1)
         return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
@@ -142,6 +146,11 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def check_repeats(repeats: int) -> None:
+    if not repeats >= 1:
+        raise ValueError(f"repeats={repeats} must be at least 1")
 
 
 def _provenance(engine: Engine) -> dict[str, str]:

@@ -40,13 +40,19 @@ def grouped(
 ) -> Workload:
     """``sizes[g]`` requests on ``prefixes[g]``, each with a random suffix of its own, arriving in an order shuffled by
     ``seed``: all at once, or at a mean rate, as a Poisson process or in bursts (``arrivals``). ``decode_tokens`` as (low, high)
-    draws uniformly, both included."""
+    draws uniformly, both included.
+
+    Raises ValueError for a size, a suffix, decode tokens or a rate that cannot be."""
+    low, high = decode_tokens if isinstance(decode_tokens, (tuple, list)) else (decode_tokens, decode_tokens)
+    if len(sizes) > len(prefixes) or min(sizes, default=0) < 0:
+        raise ValueError(f"sizes={list(sizes)} must not be negative, and at most one for each of the {len(prefixes)} prefixes")
+    if suffix_tokens < 0 or not 1 <= low <= high:
+        raise ValueError(f"suffix_tokens={suffix_tokens} must not be negative, and decode_tokens={decode_tokens} be at least 1, as (low, high) in this order")
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(len(sizes)), sizes)
     if shuffled:
         rng.shuffle(groups)
     suffixes = _tokens(rng, (len(groups), suffix_tokens))
-    low, high = decode_tokens if isinstance(decode_tokens, (tuple, list)) else (decode_tokens, decode_tokens)
     lengths = rng.integers(low, high + 1, len(groups))
     times = arrivals(rng, len(groups), requests_per_s, variation)
     return Workload(
@@ -58,7 +64,9 @@ def grouped(
 
 
 def even_sizes(requests: int, groups: int) -> list[int]:
-    """``requests`` over ``groups`` as evenly as they go."""
+    """``requests`` over ``groups`` as evenly as they go. Raises ValueError for a negative number of requests or no group."""
+    if requests < 0 or groups < 1:
+        raise ValueError(f"{requests} requests over {groups} groups: there must be at least one group and no fewer than 0 requests")
     return [requests // groups + (group < requests % groups) for group in range(groups)]
 
 

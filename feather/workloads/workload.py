@@ -1,6 +1,7 @@
 """What a workload is, whatever it was made from."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 VOCABULARY = 32_000  # token ids that every model here has
 FIRST_TOKEN = 10  # the first few ids are special tokens by convention
@@ -20,8 +21,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts in order of arrival. ``warm``: the prefix cache holds every prefix of it when the run starts; otherwise
-    the cache is emptied first. Raises ValueError where an arrival is negative or earlier than the one before."""
+    """Prompts in order of arrival, at least one. ``warm``: the prefix cache holds every prefix of it when the run starts; otherwise
+    the cache is emptied first. Raises ValueError where an arrival is negative, infinite or earlier than the one before, or a
+    prompt has no token or asks for none."""
 
     prompts: list[Prompt]
     warm: bool = True
@@ -33,10 +35,18 @@ class Workload:
     def __post_init__(self) -> None:
         if self.clients is not None and self.clients < 1:
             raise ValueError(f"clients={self.clients} must be at least 1, or None")
+        if not self.prompts:
+            raise ValueError("a workload needs at least one prompt")
         before = 0.0
         for number, prompt in enumerate(self.prompts):
-            if not prompt.arrival >= before:
+            if not 0 <= prompt.arrival < float("inf"):
+                raise ValueError(f"prompt {number} arrives at {prompt.arrival} s: must be a number of seconds from 0 on")
+            if prompt.arrival < before:
                 raise ValueError(f"prompt {number} arrives at {prompt.arrival} s, after one at {before} s: sort them by arrival")
+            if not prompt.tokens or not isinstance(prompt.decode_tokens, Integral) or prompt.decode_tokens < 1:
+                raise ValueError(
+                    f"prompt {number} has {len(prompt.tokens)} tokens and asks for {prompt.decode_tokens}: both must be whole numbers, at least 1"
+                )
             before = prompt.arrival
 
     @property
