@@ -224,7 +224,7 @@ def test_feather_sees_the_virtual_clock():
     from feather.options import Options
 
     engine = sim()
-    queue = engine.scheduler.make_feather_queue(Options())
+    queue = engine.scheduler.real.make_feather_queue(Options())
     engine.now = 1234.5
     assert queue.former._clock() == 1234.5
 
@@ -261,7 +261,7 @@ def test_block_hashes_are_vllms_own(workloads):
     engine = sim()
     plain = get_request_block_hasher(16, get_hash_fn_by_name("sha256"))
     for number, prompt in enumerate(workloads[1]().prompts):
-        request = engine._request(str(number), prompt, 0.0)
+        request = engine.scheduler.request(str(number), prompt, 0.0)
         hashes, request.block_hashes = list(request.block_hashes), []
         assert hashes == plain(request)
 
