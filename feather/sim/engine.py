@@ -232,7 +232,7 @@ class SimEngine:
         start = self.now
         clients = workload.clients or len(pending)
         sent: dict[int, float] = {}  # when each request came
-        arrived = 0  # since the last step
+        arrived = finished = 0  # since the last step
         found = 0  # tokens in the prefix cache
         delivered = 0.0  # seconds that delivering the last step took
         while pending or scheduler.unfinished:
@@ -255,7 +255,7 @@ class SimEngine:
                 raise RuntimeError(f"{arm.name}: {waiting} requests wait, {scheduler.unfinished - waiting} run, and nothing was scheduled")
             batch = self.last_batch = scheduler.batch(self.free_prefill)
             step = scheduler.steps[-1]
-            work = scheduled.rows, waiting, arrived, scheduled.admitted, prompt_tokens
+            work = scheduled.rows, waiting, arrived, scheduled.admitted, finished, prompt_tokens
             queue = engine = arrived = 0
             if self.costs is not None:
                 queue, engine = self.costs.seconds(scheduled.charged, *work)
@@ -264,9 +264,9 @@ class SimEngine:
                 self.measured.append((scheduled.charged, *work, queue * 1e3, engine * 1e3))
             timed = self.steps.time(batch, queue + engine)
             self.now += timed.seconds
-            began = time.perf_counter()
+            began, unfinished = time.perf_counter(), scheduler.unfinished
             sampled, cached = scheduler.deliver()
-            delivered = time.perf_counter() - began
+            delivered, finished = time.perf_counter() - began, unfinished - scheduler.unfinished
             found += cached
             log.append((timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
             for id_ in sampled:
