@@ -10,9 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
 
 import feather.sglang
+
+try:
+    feather.sglang.check_version()
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
+
 import modelless
 from feather.agent import Policy
 from feather.hashing import hash_tokens
