@@ -13,10 +13,8 @@ import pytest
 
 import feather.sglang
 
-try:
-    feather.sglang.check_version()
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+if feather.sglang.missing():
+    pytest.skip(feather.sglang.missing(), allow_module_level=True)
 
 from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
 

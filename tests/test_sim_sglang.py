@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from feather.sglang import check_version
+from feather.sglang import missing
 
-try:
-    check_version()
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
 
 from feather.sim.engine import SimEngine
 from feather.sim.sglang import ARMS

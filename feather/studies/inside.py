@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from feather.sglang import check_version
+from feather.sglang import missing
 from feather.studies import scale
 from feather.studies.evaluation import over_chunk_sizes
 from feather.studies.scheduler import Arm
@@ -11,19 +11,10 @@ from feather.studies.study import Condition
 from feather.workloads import make_prefixes
 
 
-def not_here() -> str | None:
-    """Why nothing can be run inside SGLang here, with the mend; None where it can."""
-    try:
-        check_version()
-    except ImportError as error:
-        return f"SGLang: not run here. {error}"
-    return None
-
-
 def arms() -> dict[str, Sequence[Arm]]:
     """What is compared inside each engine that is here."""
     found = {"vllm": scale.MAIN}
-    if not_here() is None:
+    if not missing():
         from feather.sim.sglang import ARMS
 
         found["sglang"] = (*(ARMS[name] for name in ("FCFS", "LPM", "LPM, no cut-off", "DFS-weight", "Feather (never stop)")), scale.PATIENT)
