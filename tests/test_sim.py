@@ -177,6 +177,26 @@ def test_shared_blocks_equal_what_comparing_all_tables_finds():
             assert found.path_tokens[found.members[row]] == 16 * sum(holders[block] > 1 for block in tables[id_])
 
 
+def test_a_cost_table_without_the_engine_says_how_to_make_it(tmp_path):
+    from feather.sim.costs import TABLE, SchedulingCosts
+
+    table = tmp_path / "costs.csv"
+    table.write_text("".join(line for line in TABLE.read_text().splitlines(True) if "sglang" not in line))
+    work = 500, 200, 3, 3, 3, 5000
+    assert SchedulingCosts("vllm", table).seconds("feather", *work) == SchedulingCosts("vllm").seconds("feather", *work)
+    with pytest.raises(FileNotFoundError, match="no scheduling costs of sglang in .* --engine sglang --write, or use scheduling='free'"):
+        SchedulingCosts("sglang", table)
+    with pytest.raises(FileNotFoundError, match="no scheduling costs of vllm"):
+        SchedulingCosts("vllm", tmp_path / "none.csv")
+
+
+def test_the_recorded_costs_tell_dear_queues_from_cheap_ones():
+    from feather.sim.costs import SchedulingCosts
+
+    queue = {kind: SchedulingCosts("sglang").seconds(kind, 500, 500, 5, 5, 5, 10_000)[0] for kind in ("fcfs", "not asked", "feather", "lpm", "dfs-weight")}
+    assert queue["not asked"] <= queue["fcfs"] < queue["feather"] < 0.02 * min(queue["lpm"], queue["dfs-weight"])
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 

@@ -81,8 +81,7 @@ def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
 
 def bars(table: pd.DataFrame, metric: str, title: str, xlabel: str):
     """A bar per policy: the median of ``metric`` over the repeats, logarithmic, with its number."""
-    medians = of_metric(table, metric).groupby("policy")["value"].median()
-    medians = medians.reindex(in_order(medians.index)[::-1])
+    medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
     figure, axes = plt.subplots()
     drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
     axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)

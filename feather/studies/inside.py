@@ -21,13 +21,12 @@ def arms() -> dict[str, Sequence[Arm]]:
     return found
 
 
-def compared(figure: str, kernels: Sequence[str], vary: str, values: Sequence, **fixed) -> list[Condition]:
-    """``scale.sweep`` of all arms inside each engine that is here, with each attention kernel."""
+def compared(figure: str, vary: str, values: Sequence, among: Sequence[str] | None = None, **fixed) -> list[Condition]:
+    """``scale.sweep`` of all arms, or of those named in ``among``, inside each engine that is here."""
     return [
         condition
-        for kernel in kernels
         for inside, chosen in arms().items()
-        for condition in scale.sweep(figure, vary, values, chosen, kernel=kernel, inside=inside, **fixed)
+        for condition in scale.sweep(figure, vary, values, [arm for arm in chosen if among is None or arm.name in among], inside=inside, **fixed)
     ]
 
 
