@@ -44,7 +44,7 @@ def run(engine: str, write: bool) -> dict:
         others = pd.read_csv(TABLE) if TABLE.exists() else table[:0]
         others = others[~others["engine"].str.startswith(engine)]
         TABLE.parent.mkdir(parents=True, exist_ok=True)
-        pd.concat([others, table]).to_csv(TABLE, index=False)
+        pd.concat([others.reindex(columns=table.columns), table]).astype({"finished": "Int64"}).to_csv(TABLE, index=False)
         fitted.cache_clear()
     costs = SchedulingCosts(engine)
     told = np.array([sum(costs.seconds(*row[1:8])) for row in table.itertuples()]) * 1e3
