@@ -35,9 +35,9 @@ class BatchFormer:
     is left and the policy still says STOP, the oldest waiting request seeds the next batch beside them. When it starts,
     they are retired from the tree: they run on to their end, but no longer speak for the batch.
 
-    **A policy that commits** (``Policy.commits``) holds what it stops to the last request instead. Where it adds a candidate
-    that breaks the shared prefix (leaves less than half of it), those before are retired likewise: otherwise one such
-    request would leave nothing to lose, and the batch would be mixed for ever.
+    **A policy that commits** (``Policy.commits``) holds what it stops to the last request instead. Where somebody joins who
+    breaks the shared prefix (leaves less than half of it), added by the policy or because their turn was overdue, those before are
+    retired likewise: otherwise one such request would leave nothing to lose, and the batch would be mixed for ever.
 
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
     from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
@@ -117,7 +117,10 @@ class BatchFormer:
                 self._in_effect.append((self._asked, set(self.running)))
             if self._seeds_a_batch:
                 self._retire_all()
+        tip = self.tree.tip_depth
         self.tree.add_to_batch(request_id)
+        if self.policy.commits and not self._fills and 2 * self.tree.tip_depth < tip:
+            self._retire_all(but=request_id)
         self._preempted.pop(request_id, None)
         self._since.pop(request_id, None)
         self._turns.append(self._clock())
@@ -209,7 +212,6 @@ class BatchFormer:
         add = self.policy.decide(state)
         if add or self.policy.commits or size > self.straggler_share * self._peak:
             self._asked = Decision(state, add)
-            self._seeds_a_batch = add and self.policy.commits and not self._fills and 2 * candidate.tip_after < candidate.tip_before
             return candidate.request_id if add else None
         self._seeds_a_batch = True
         return self.tree.oldest()
@@ -240,8 +242,8 @@ class BatchFormer:
 
     # -- the batch ---------------------------------------------------------------------------------------------------
 
-    def _retire_all(self) -> None:
-        for request_id in list(self.tree.active):
+    def _retire_all(self, but: Hashable | None = None) -> None:
+        for request_id in self.tree.active - {but}:
             path = self.tree.path(request_id)
             self._retired[request_id] = self.tree.finish(request_id), path
         self._peak, self._stopped, self._shrunk = 0, False, False

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from feather.artifact import cli, plan
+from feather.artifact import cli, plan, report
 from feather.studies import machine
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +159,36 @@ def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_say
         (claim,) = [row for row in csv.DictReader(file) if row["claim"] == "E11"]
     assert (claim["verdict"], claim["reason"]) == ("not run here", "fetch it")
     assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "010201"
+
+
+def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks, tmp_path):
+    out = tmp_path / "out"
+    code = "from feather.studies.study import Study; from feather.studies.stats import Ratio; study = Study('01_one', None, out); "
+    code += "study.claim('E3', Ratio(150.4, 100.2, 200.6, 5), 'why'); study.claim('E4', Ratio(2.0, 2.0, 2.0, 1), 'why')"
+    notebooks(one01=code)
+    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "01", "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert "150 × <br>[100, 201] <br>n = 5, cpu" in page and "2.00 × <br>one run, cpu" in page
+    with (out / "claims.csv").open(newline="") as file:
+        repeats = {row["claim"]: row["repeats"] for row in csv.DictReader(file)}
+    assert (repeats["E3"], repeats["E4"], repeats["M1"]) == ("5", "1", "")
+
+
+def test_every_claim_is_in_the_table_and_one_that_was_not_run_names_the_notebook_that_tests_it(tmp_path):
+    for folder in ("state", "results"):
+        (tmp_path / folder).mkdir()
+    report.write_report(tmp_path, "cpu")
+    with (tmp_path / "claims.csv").open(newline="") as file:
+        mends = {row["claim"]: row["reason"] for row in csv.DictReader(file)}
+    assert list(mends) == [f"M{number}" for number in range(1, 8)] + [f"E{number}" for number in range(1, 13)]
+    page = (tmp_path / "report.html").read_text()
+    for claim, mend in mends.items():
+        number = mend.removeprefix("./run_all.sh --only ")[:2]
+        (book,) = plan.NOTEBOOKS.glob(f"{number}_*.ipynb")
+        cells = json.loads(book.read_text())["cells"]
+        told = "".join("".join(cell["source"]) for cell in cells).replace("\n", "").replace(" ", "")
+        assert f'claim("{claim}"' in told, f"{book.stem} says nothing of {claim}"
+        assert f"<td>{claim}</td>" in page and f"<code>{mend}</code>" in page
 
 
 def test_a_relative_folder_is_meant_from_where_the_command_was_typed(tmp_path):

@@ -59,6 +59,24 @@ def test_a_drained_batch_lets_the_next_one_in_and_its_stragglers_run_on():
     assert fill(former) == ["a2"]
 
 
+class Committed(Recorder):
+    commits = True
+
+
+def test_who_is_overdue_in_a_committed_batch_begins_the_next_one():
+    now = 0.0
+    former = BatchFormer(Committed(), max_wait=10.0, clock=lambda: now)
+    for id_, path in (("a0", "abc"), ("b0", "xyz"), ("b1", "xyz"), ("a1", "abc")):
+        former.wait(id_, path)
+    assert fill(former) == ["a0", "a1"], "a1 has taken the turn of b0"
+    now = 11.0
+    former.new_step()
+    former.wait("a2", "abc")
+    assert fill(former) == ["b0", "b1"]
+    assert former.tree.tip_depth == 3, "those before have been retired: a mixed batch would have nothing to lose ever after"
+    assert former.running == {"a0", "a1", "b0", "b1"}
+
+
 def test_no_share_of_stragglers_means_strict_batches():
     former = BatchFormer(Recorder(), straggler_share=0.0)
     for id_, path in (("a0", "abc"), ("a1", "abc"), ("b0", "xyz")):

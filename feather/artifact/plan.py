@@ -66,6 +66,16 @@ def notebook_names() -> list[str]:
     return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
+def title(name: str) -> str:
+    """A notebook's heading; its name where it has none."""
+    try:
+        first = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"][0]
+    except (OSError, ValueError, LookupError):
+        return name
+    head = "".join(first["source"]).partition("\n")[0]
+    return head.removeprefix("# ") if head.startswith("# ") else name
+
+
 def choose_notebooks(only: str | None) -> list[str]:
     """All notebooks, or those whose number or name is in ``only`` ("01,03"). Raises ValueError for an unknown one."""
     names = notebook_names()

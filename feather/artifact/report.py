@@ -3,6 +3,8 @@
 import base64
 import csv
 import json
+import re
+import struct
 import time
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from feather.artifact import plan
 from feather.studies import machine, replace
 from feather.studies.claims import CLAIMS
-from feather.studies.study import COLUMNS
+from feather.studies.study import COLUMNS, DPI
 
-CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "unit", "backend", "device", "verdict", "reason", "study",
+CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "repeats", "unit", "backend", "device", "verdict", "reason", "study",
                  "profile", "revision"]  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def write_report(out: Path, backend: str) -> None:
         "machine": machine.describe(),
     }
     replace(out / "results.csv", results.to_csv(index=False))
-    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).to_csv(index=False))
+    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).astype({"repeats": "Int64"}).to_csv(index=False))
     replace(out / "run.json", json.dumps(run, indent=1) + "\n")
     replace(out / "report.html", render(out, stories, states, claims, len(results), run))
 
@@ -57,7 +59,7 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
         for study, entry in found:
             ours = entry["ours"]
             rows.append({**base, "ours": round(ours["median"], 3), "low": round(ours["low"], 3), "high": round(ours["high"], 3),
-                         "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
+                         "repeats": ours["repeats"], "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
                          "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
                          "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
         if not found:
@@ -71,8 +73,8 @@ def _why_not_run(claim_id: str, stories: dict[str, dict]) -> str:
         if claim_id in story.get("not run", {}):
             return story["not run"][claim_id]
     for name in plan.notebook_names():
-        if f'"{claim_id}"' in _code(name):
-            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim")
+        if re.search(rf'claim\(\s*"{claim_id}"', _code(name)):
+            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim --out out-sim")
     return "no study of it in this version"
 
 
@@ -86,14 +88,20 @@ def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int
     for name, state in states.items():
         story = stories.get(name, {"figures": [], "engine": {}})
         figures = [
-            {**figure, "data": base64.b64encode(path.read_bytes()).decode()}
+            {**figure, **_embedded(path.read_bytes())}
             for figure in story["figures"]
             if (path := out / "figures" / f"{figure['name']}.png").exists()
         ]
-        sections.append({"name": name, **state, "figures": figures, "engine": story["engine"]})
+        sections.append({"name": name, "title": plan.title(name), **state, "figures": figures, "engine": story["engine"]})
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.get_template("report.html.j2").render(claims=claims, sections=sections, rows=rows, run=run, made=made)
+
+
+def _embedded(png: bytes) -> dict:
+    """The picture as text, and the width in CSS pixels (96 an inch) at which all figures' letters are equally large."""
+    width, _ = struct.unpack(">II", png[16:24])  # of the header, which every PNG starts with
+    return {"data": base64.b64encode(png).decode(), "width": round(width * 96 / DPI)}
 
 
 def print_claims(out: Path) -> None:

@@ -82,6 +82,7 @@ class Formation:
         self._running: dict[int, list[int]] = {}  # id → group, tokens to go, tokens of context
         self._private_chunks = max(0, (traffic.prefix_tokens + traffic.suffix_tokens) // options.chunk_size - len(self._paths[0]))
         self._rows_of: Counter[int] = Counter()  # groups that run
+        self._waiting_of: Counter[int] = Counter()
         self._own_tokens = 0  # of those who run, beside their prefixes
         self._rows = Rows()
         self._batch: Batch | None = None
@@ -97,6 +98,11 @@ class Formation:
         shared = self.traffic.prefix_tokens * len(self._rows_of)
         return min(1.0, (shared + self._own_tokens) / self.kv_tokens)
 
+    def by_group(self) -> tuple[list[int], list[int]]:
+        """How many requests of each group run, and how many wait."""
+        groups = range(self.traffic.groups)
+        return [self._rows_of[group] for group in groups], [self._waiting_of[group] for group in groups]
+
     def advance(self) -> None:
         """Admit as the policy decides, then decode until somebody has finished, or for a few steps."""
         self.admit()
@@ -107,6 +113,7 @@ class Formation:
         while len(self._running) < self.traffic.max_batch and (id_ := self.former.next()) is not None:
             self.former.start(id_)
             group, tokens, came = self._waiting.pop(id_)
+            self._waiting_of[group] -= 1
             self._running[id_] = [group, tokens, self.traffic.prefix_tokens + self.traffic.suffix_tokens]
             self._rows_of[group] += 1
             self._own_tokens += self.traffic.suffix_tokens
@@ -158,6 +165,7 @@ class Formation:
         while self._pending and len(self._waiting) + len(self._running) < self.traffic.in_system:
             id_, group, tokens = self._pending.popleft()
             self._waiting[id_] = group, tokens, self.now
+            self._waiting_of[group] += 1
             self.former.wait(id_, [*self._paths[group], *((id_, chunk) for chunk in range(self._private_chunks))])
 
     def _leave(self, id_: int) -> None:

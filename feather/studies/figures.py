@@ -22,10 +22,10 @@ def style() -> None:
     plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "axes.titleweight": "bold"})
 
 
-def sign(figure, provenance: dict[str, str]) -> None:
-    """Write backend, device, engine and revision under the figure."""
+def sign(figure, provenance: dict[str, str], y: float = -0.02) -> None:
+    """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
-    figure.text(0.01, -0.02, text, fontsize=8, color="0.35", ha="left", va="top")
+    figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
 
 
 def note(figure, text: str) -> None:

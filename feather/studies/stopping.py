@@ -64,19 +64,20 @@ def shift(before: Sequence[int], after: Sequence[int], requests: Sequence[int], 
     return prefixes, Workload(prompts, clients=clients)
 
 
-def timelines(engine, study: Study, name: str, prefixes: list, workload: Workload, groups_before: int, arms: Sequence[Arm],
-              window: float) -> pd.DataFrame:  # fmt: skip
-    """Throughput by windows of ``window`` seconds, counted both ways from the first step that holds a request of the second
-    part.
+def timelines(engine, study: Study, name: str, before: Sequence[int], after: Sequence[int], requests: Sequence[int], decode_tokens,
+              arms: Sequence[Arm], window: float, seeds: Sequence[int]) -> pd.DataFrame:  # fmt: skip
+    """Throughput by windows of ``window`` seconds through a ``shift``, counted both ways from the first step that holds a request
+    of the second part.
 
-    Columns: policy, phase ("before", "after"), seconds (middle of the window; negative before), throughput (tok/s). Windows that are
-    not full are left out; rows of the study are kept, too.
+    Columns: policy, seed, phase ("before", "after"), seconds (middle of the window; negative before), throughput (tok/s). Windows that
+    are not full are left out; rows of the study are kept, too.
     """
-    engine.warm(prefixes)
     rows = []
-    for arm in tqdm(arms, desc=name, unit="run"):
+    for seed, arm in tqdm([(seed, arm) for seed in seeds for arm in arms], desc=name, unit="run"):
+        prefixes, workload = shift(before, after, requests, decode_tokens, CLIENTS * engine.max_batch, seed)
+        engine.warm(prefixes)
         run = engine.run(workload, arm)
-        later = np.array([max(step.groups.values()) >= groups_before for step in engine.scheduler.steps])
+        later = np.array([max(step.groups.values()) >= before[0] for step in engine.scheduler.steps])
         begin = int(np.argmax(later))
         ends = np.cumsum(run.step_seconds)
         tokens = np.cumsum(run.decode_rows)
@@ -84,15 +85,16 @@ def timelines(engine, study: Study, name: str, prefixes: list, workload: Workloa
         for edge in np.arange(-window * (zero // window), ends[-1] - zero - window, window):
             gained = np.interp([edge + zero, edge + zero + window], ends, tokens)
             middle = edge + window / 2
-            rows.append({"policy": arm.name, "phase": "after" if middle > 0 else "before", "seconds": middle, "throughput": np.diff(gained)[0] / window})
-            study.row(arm.name, {"shift": name, "window": window, "seconds": float(middle)}, "throughput in window", rows[-1]["throughput"], "tok/s", 0)
+            rows.append({"policy": arm.name, "seed": seed, "phase": "after" if middle > 0 else "before", "seconds": middle,
+                         "throughput": np.diff(gained)[0] / window})  # fmt: skip
+            study.row(arm.name, {"shift": name, "window": window, "seconds": float(middle)}, "throughput in window", rows[-1]["throughput"], "tok/s", seed)
     study.rows()
     return pd.DataFrame(rows)
 
 
 def recovered(times: pd.DataFrame, target: float, share: float = 0.95) -> float:
     """Seconds after the shift from which on the throughput is ``share`` of ``target``, as the mean of all that follows;
-    infinite if it never is. ``times``: one policy's rows of ``timelines``."""
+    infinite if it never is. ``times``: rows of ``timelines`` of one policy and seed."""
     after = times[times["phase"] == "after"].sort_values("seconds")
     values, middles = after["throughput"].to_numpy(), after["seconds"].to_numpy()
     rest = np.cumsum(values[::-1])[::-1] / np.arange(len(values), 0, -1)
@@ -100,11 +102,24 @@ def recovered(times: pd.DataFrame, target: float, share: float = 0.95) -> float:
     return float(middles[good[0]] - middles[0]) if len(good) else float("inf")
 
 
+def recoveries(times: dict[str, pd.DataFrame], arms: Sequence[str]) -> pd.DataFrame:
+    """For each shift and seed: the best of all policies by its mean throughput after the shift (tok/s), and how long (s) each of
+    ``arms`` took until it stayed within 5 % of that."""
+    rows = []
+    for name, table in times.items():
+        for seed, runs in table.groupby("seed"):
+            means = runs[runs["phase"] == "after"].groupby("policy")["throughput"].mean()
+            best = means.idxmax()
+            rows.append({"shift": name, "seed": seed, "best policy": best, "its throughput, tok/s": means[best]}
+                        | {f"{arm}: s until within 5 %": recovered(runs[runs["policy"] == arm], means[best]) for arm in arms})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def shift_figure(times: dict[str, pd.DataFrame], title: str):
     """One panel for each shift."""
     figure, panels = plt.subplots(len(times), 1, figsize=(8, 3.2 * len(times)), sharex=False, layout="constrained")
     for axes, (name, table) in zip(np.atleast_1d(panels), times.items()):
-        sns.lineplot(table, x="seconds", y="throughput", hue="policy", hue_order=figures.in_order(table["policy"]), palette=figures.colours(), ax=axes)
+        sns.lineplot(table, x="seconds", y="throughput", hue="policy", errorbar=("pi", 100), hue_order=figures.in_order(table["policy"]), palette=figures.colours(), ax=axes)
         axes.axvline(0, color="0.4", linestyle="--", linewidth=1)
         axes.set(title=name, xlabel="seconds since the shift", ylabel="tok/s")
         axes.set_ylim(bottom=0)

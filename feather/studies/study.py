@@ -19,6 +19,8 @@ from feather.studies.stats import Ratio, ratio
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
            "backend", "device", "engine", "revision", "time"]  # fmt: skip
 
+DPI = 150  # of the figures as PNG
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -125,7 +127,7 @@ class Study:
         if measured:
             sign(figure, _provenance(engine) if engine else self.provenance)
         for suffix in ("png", "pdf"):
-            figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=150)
+            figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
         self._figures.append({"name": name, "caption": caption})
         self._save()
 
