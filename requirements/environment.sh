@@ -67,8 +67,8 @@ make_environment() {
     [ "$flavour" = gpu ] || install_torch_cpu "$venv"
     pip_install "$venv" -r "$lock" || install_failed "$venv" "$lock"
     pip_install "$venv" --no-build-isolation --editable . || install_failed "$venv" "feather itself"
-    # Only one notebook wants it, and says so where it is missing.
-    pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): 05_detection_overhead goes without" >&2
+    # Two notebooks and the tests of feather.sglang want it, and say so where it is missing.
+    pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): notebooks 05 and 16 go without" >&2
     echo "$want" >"$venv/complete"
   fi
   flock -u 9

@@ -10,9 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
 
 import feather.sglang
+
+if feather.sglang.missing():
+    pytest.skip(feather.sglang.missing(), allow_module_level=True)
+
+from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
+
 import modelless
 from feather.agent import Policy
 from feather.hashing import hash_tokens

@@ -189,6 +189,26 @@ def test_shared_blocks_equal_what_comparing_all_tables_finds():
             assert found.path_tokens[found.members[row]] == 16 * sum(holders[block] > 1 for block in tables[id_])
 
 
+def test_a_cost_table_without_the_engine_says_how_to_make_it(tmp_path):
+    from feather.sim.costs import TABLE, SchedulingCosts
+
+    table = tmp_path / "costs.csv"
+    table.write_text("".join(line for line in TABLE.read_text().splitlines(True) if "sglang" not in line))
+    work = 500, 200, 3, 3, 3, 5000
+    assert SchedulingCosts("vllm", table).seconds("feather", *work) == SchedulingCosts("vllm").seconds("feather", *work)
+    with pytest.raises(FileNotFoundError, match="no scheduling costs of sglang in .* --engine sglang --write, or use scheduling='free'"):
+        SchedulingCosts("sglang", table)
+    with pytest.raises(FileNotFoundError, match="no scheduling costs of vllm"):
+        SchedulingCosts("vllm", tmp_path / "none.csv")
+
+
+def test_the_recorded_costs_tell_dear_queues_from_cheap_ones():
+    from feather.sim.costs import SchedulingCosts
+
+    queue = {kind: SchedulingCosts("sglang").seconds(kind, 500, 500, 5, 5, 5, 10_000)[0] for kind in ("fcfs", "not asked", "feather", "lpm", "dfs-weight")}
+    assert queue["not asked"] <= queue["fcfs"] < queue["feather"] < 0.02 * min(queue["lpm"], queue["dfs-weight"])
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +256,7 @@ def test_feather_sees_the_virtual_clock():
     from feather.options import Options
 
     engine = sim()
-    queue = engine.scheduler.make_feather_queue(Options())
+    queue = engine.scheduler.real.make_feather_queue(Options())
     engine.now = 1234.5
     assert queue.former._clock() == 1234.5
 
@@ -273,7 +293,7 @@ def test_block_hashes_are_vllms_own(workloads):
     engine = sim()
     plain = get_request_block_hasher(16, get_hash_fn_by_name("sha256"))
     for number, prompt in enumerate(workloads[1]().prompts):
-        request = engine._request(str(number), prompt, 0.0)
+        request = engine.scheduler.request(str(number), prompt, 0.0)
         hashes, request.block_hashes = list(request.block_hashes), []
         assert hashes == plain(request)
 

@@ -23,6 +23,15 @@ def check_version() -> None:
         )
 
 
+def missing() -> str | None:
+    """Why nothing of SGLang's can be run here, with the mend; None where it can."""
+    try:
+        check_version()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 def install(options: Mapping[str, Any] | None = None) -> None:
     """Make ``--schedule-policy feather`` valid in this process. ``options``: of ``feather.options.Options``.
 

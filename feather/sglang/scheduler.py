@@ -21,14 +21,14 @@ from feather.sglang.policy import FeatherPolicy, Verdict
 logger = logging.getLogger(__name__)
 
 _MOST = 64  # steps in flight; more have been dropped by the engine
-_SEAT = "feather_policy"  # where an adder finds the policy: on the cache, the one thing that both have for good
+SEAT = "feather_policy"  # where an adder finds the policy: on the cache, the one thing that both have for good
 
 
 class FeatherAdder(PrefillAdder):
     """Adds the requests that Feather chooses, and none once it has stopped the batch."""
 
     def add_one_req(self, req: Req, *args, **kwargs) -> AddReqResult:
-        policy = getattr(self.tree_cache, _SEAT, None)
+        policy = getattr(self.tree_cache, SEAT, None)
         if policy is None:
             return super().add_one_req(req, *args, **kwargs)
         verdict = policy.verdict(req)
@@ -69,7 +69,7 @@ class FeatherScheduler(Scheduler):
         super().init_schedule_policy()  # what else it sets up; and the policy to fall back to
         self._own_policy, self.schedule_policy = self.policy, POLICY
         self.policy = self.make_feather_policy(self.feather_options)
-        setattr(self.tree_cache, _SEAT, self.policy)
+        setattr(self.tree_cache, SEAT, self.policy)
         self._memory = Memory(self.feather_options.checkpoint, self.dp_rank or 0, logger)
         self._memory.recall(self.policy.former.policy)
         self._steps: deque[_Step] = deque(maxlen=_MOST)
@@ -119,7 +119,7 @@ class FeatherScheduler(Scheduler):
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)
         self.fallback, self.policy = failure, self._own_policy
         self._steps.clear()
-        delattr(self.tree_cache, _SEAT)
+        delattr(self.tree_cache, SEAT)
 
 
 def prefill_tokens(batch: ScheduleBatch) -> int:
@@ -149,9 +149,9 @@ def put_in_place(options: Mapping[str, Any]) -> None:
     scheduler_module.Scheduler = FeatherScheduler
     scheduler_module.PrefillAdder = FeatherAdder
     arguments = server_args_module.ServerArgs
-    if getattr(arguments, _SEAT, None):
+    if getattr(arguments, SEAT, None):
         return
-    setattr(arguments, _SEAT, POLICY)
+    setattr(arguments, SEAT, POLICY)
     add_cli_args, check_server_args = arguments.add_cli_args, arguments.check_server_args
 
     def add_cli_args_with_feather(parser):

@@ -1,27 +1,77 @@
-"""vLLM's real scheduler and KV-cache manager on a virtual clock that the step model advances.
+"""A serving engine's real scheduling code on a virtual clock that the step model advances.
 
-Admission, prefix hits, chunked prefill, evictions, preemption and recomputation are vLLM's own; only how long a step takes
-is modelled, and which token comes out is made up.
+Admission, prefix hits, chunked prefill, evictions, preemption and recomputation are the engine's own (``feather.sim.vllm``,
+``feather.sim.sglang``); only how long a step takes is modelled, and which token comes out is made up.
 """
 
 import os
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from feather.sim.costs import SchedulingCosts, kind_of
+from feather.sim.costs import SchedulingCosts
 from feather.sim.hardware import DEVICES, Device
-from feather.sim.rows import Rows, SharedBlocks
-from feather.sim.steptime import StepModel, StepTime
+from feather.sim.steptime import Batch, StepModel, StepTime
 from feather.studies.engine import Run, like_neighbours
 from feather.studies.model import MODELS, Model
 from feather.workloads import Prompt, Workload
 
-_TOKEN = 7  # what every step samples
+KERNELS = {"vllm": "cascade", "sglang": "paged"}
+"""engine → the attention kernel of the paper's time: vLLM's cascade, up to early 2026; SGLang's (0.5.9) know no shared prefix"""
+
+
+class Scheduled(NamedTuple):
+    """What an engine's scheduler has put into a step."""
+
+    rows: int
+    """requests in it"""
+    admitted: int
+    """requests that start with this step"""
+    charged: str
+    """the kind of queue in the cost table that says what ordering the waiting requests has cost"""
+
+
+class Scheduling(Protocol):
+    """An engine's scheduling code as the loop below drives it, one step at a time.
+
+    ``steps`` holds what each step was given to do (``feather.studies.scheduler.Step``), ``version`` names the engine.
+    """
+
+    version: str
+    steps: list
+
+    @property
+    def unfinished(self) -> int:
+        """Requests, waiting or running."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    def use(self, arm) -> None:
+        """Schedule by this arm from now on; ``steps`` begins anew. Raises RuntimeError while a request is unfinished, and
+        ValueError for an arm that the engine does not have."""
+
+    def forget(self, warmed: list[list[int]]) -> None:
+        """Empty the prefix cache; the next run fills it with ``warmed``."""
+
+    def add(self, id_: str, prompt: Prompt, arrival: float) -> None: ...
+
+    def schedule(self) -> Scheduled | None:
+        """The next step; None where there is nothing to run."""
+
+    def batch(self, free_prefill: bool) -> Batch:
+        """The step's rows for the step model. The same object again, a token longer, where the same rows decode on."""
+
+    @property
+    def row_ids(self) -> list[str]:
+        """The requests of that batch, in the order that the kernel has them."""
+
+    def deliver(self) -> tuple[list[str], int]:
+        """The step has run: a token for every request whose prefill is through. Returns those requests, and the tokens
+        that newly started ones have found in the prefix cache."""
 
 
 @dataclass
@@ -56,17 +106,19 @@ class SimEngine:
 
     Identical seeds give identical runs, unless ``scheduling`` is "measured".
 
-    Raises ValueError for an unknown device or model, a size that is none, a model that does not fit the device, or (``run``) a
-    prompt that does not fit its KV cache.
+    Raises ValueError for an unknown engine, device or model, a size that is none, a model that does not fit the device, or (``run``) a
+    prompt that does not fit its KV cache; ImportError for engine "sglang" where the pinned SGLang is not installed.
     """
 
     model: str | Model = "llama-3-8b"
     max_batch: int = 500
     max_batched_tokens: int = 32_768
     device: str | Device = "rtx-6000-ada"
-    kernel: str = "cascade"
-    """attention kernel: "cascade" (vLLM up to early 2026, so the paper's), "paged" (vLLM since) or "packed" """
+    kernel: str | None = None
+    """attention kernel: "cascade" (vLLM up to early 2026, so the paper's), "paged" (vLLM since, and SGLang) or "packed";
+    None: what the engine had at the paper's time (``KERNELS``)"""
     block_size: int = 16
+    """tokens of a KV block; SGLang's are of one token whatever stands here"""
     kv_gib: float | None = None
     """size of the KV cache; None: what model and activations leave of the device's memory"""
     memory_share: float = 0.92
@@ -77,6 +129,8 @@ class SimEngine:
     scheduling: str = "recorded"
     """scheduling time: "recorded" (the cost table; runs are identical), "measured" (as it takes on this machine now) or
     "free" """
+    engine: str = "vllm"
+    """whose scheduling code runs: "vllm" or "sglang" """
     backend: str = field(default="sim", init=False)
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
@@ -92,14 +146,17 @@ class SimEngine:
             raise ValueError(f"memory_share={self.memory_share} must be above 0 and at most 1")
         if self.kv_gib is not None and not self.kv_gib > 0:
             raise ValueError(f"kv_gib={self.kv_gib} must be above 0, or None for what the model leaves")
+        if self.engine not in KERNELS:
+            raise ValueError(f"engine={self.engine!r} must be one of: {', '.join(KERNELS)}")
+        self.kernel = self.kernel or KERNELS[self.engine]
         self._shape = _look_up("model", self.model, MODELS)
         self._device = _look_up("device", self.device, DEVICES)
         self.steps = StepModel(self._device, self._shape, self.kernel)
         self.kv_blocks = int(self._kv_bytes() // (self.block_size * self._shape.kv_bytes_per_token))
         self.now = 0.0
-        self.costs = SchedulingCosts() if self.scheduling == "recorded" else None
+        self.costs = SchedulingCosts(self.engine) if self.scheduling == "recorded" else None
         self.measured: list[tuple] = []  # with scheduling="measured": one row of the cost table per step
-        self._make_scheduler()
+        self.scheduler = self._make_scheduler()
 
     @property
     def kv_tokens(self) -> int:
@@ -108,6 +165,10 @@ class SimEngine:
     @property
     def device_name(self) -> str:
         return f"{self._device.name}, {self.kernel} attention"
+
+    @property
+    def engine_version(self) -> str:
+        return self.scheduler.version
 
     @property
     def cascade(self) -> bool:
@@ -131,35 +192,23 @@ class SimEngine:
             raise ValueError(f"kv_gib={self.kv_gib:g} does not fit: {shape.name} leaves {left / 2**30:.1f} GiB of {device.name} for KV")
         return self.kv_gib * 2**30
 
-    def _make_scheduler(self) -> None:
+    def _make_scheduler(self) -> Scheduling:
+        def clock() -> float:
+            return self.now
+
+        if self.engine == "sglang":
+            from feather.sim.sglang import SglangScheduling
+
+            if not self.prefix_caching:
+                raise ValueError("prefix_caching=False: not modelled for engine='sglang'")
+            return SglangScheduling(self._shape, self.kv_tokens, self.max_batch, self.max_batched_tokens, clock)
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        import torch
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-        from vllm.v1.structured_output import StructuredOutputManager
+        from feather.sim.vllm import VllmScheduling
 
-        from feather.sim.scheduler import BlockHasher, SimScheduler
-
-        shape = self._shape
-        with tempfile.TemporaryDirectory() as folder:
-            config = EngineArgs(
-                model=str(shape.write(Path(folder))),
-                skip_tokenizer_init=True,
-                max_num_seqs=self.max_batch,
-                max_num_batched_tokens=self.max_batched_tokens,
-                max_model_len=shape.max_tokens,
-                block_size=self.block_size,
-                enable_prefix_caching=self.prefix_caching,
-            ).create_engine_config()
-        config.cache_config.num_gpu_blocks = self.kv_blocks
-        spec = FullAttentionSpec(block_size=self.block_size, num_kv_heads=shape.kv_heads, head_size=shape.head_dim, dtype=torch.bfloat16)
-        kv = KVCacheConfig(num_blocks=self.kv_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["all"], spec)])
-        self.scheduler = SimScheduler(
-            config, kv, StructuredOutputManager(config), block_size=self.block_size,
-            hash_block_size=self.block_size, clock=lambda: self.now,
-        )  # fmt: skip
-        self._hasher = BlockHasher(self.block_size) if self.prefix_caching else None
+        return VllmScheduling(
+            self._shape, self.kv_blocks, self.block_size, self.max_batch, self.max_batched_tokens, self.prefix_caching, clock
+        )
 
     def warm(self, prefixes: list[list[int]]) -> None:
         """Every warm workload finds these prefixes in the prefix cache from now on, as far as it holds them: each run begins
@@ -167,13 +216,13 @@ class SimEngine:
         self._warm = prefixes
 
     def run(self, workload: Workload, arm) -> SimRun:
-        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache that holds what ``warm`` was given,
-        or nothing, as the workload wants it, and nothing of earlier runs."""
+        """Run a workload to its end under an arm (``feather.studies.scheduler.ARMS``; inside SGLang, ``feather.sim.sglang.ARMS``),
+        on a prefix cache that holds what ``warm`` was given, or nothing, as the workload wants it, and nothing of earlier runs."""
         from feather.studies.scheduler import ARMS
 
-        self.scheduler.reset_prefix_cache()
-        self.scheduler.warmed = self._warm if workload.warm else []
-        if self.scheduler.warmed:
+        warmed = self._warm if workload.warm else []
+        self.scheduler.forget(warmed)
+        if warmed:
             self._drive(Workload([Prompt(tokens + [0], group, 1) for group, tokens in enumerate(self._warm)]), ARMS["FCFS"])
         return self._drive(workload, arm)
 
@@ -183,94 +232,54 @@ class SimEngine:
         self._check(workload)
         scheduler = self.scheduler
         scheduler.use(arm)
-        self._cached_tokens = 0
         self._runs += 1
-        rows, shared, batch = Rows(), SharedBlocks(self.block_size), None
         pending = deque(enumerate(workload.prompts))
-        requests: dict[str, object] = {}
         produced: dict[str, list[float]] = {}
         log: list[tuple[StepTime, float, float]] = []  # the step, its time in the queue, like neighbours
         prompt_tokens = sum(len(prompt.tokens) for prompt in workload.prompts) // len(workload.prompts)
         start = self.now
         clients = workload.clients or len(pending)
         sent: dict[int, float] = {}  # when each request came
-        arrived = 0  # since the last step
+        arrived = finished = 0  # since the last step
+        found = 0  # tokens in the prefix cache
         delivered = 0.0  # seconds that delivering the last step took
-        while pending or scheduler.has_unfinished_requests():
-            while pending and start + pending[0][1].arrival <= self.now and len(scheduler.requests) < clients:
+        while pending or scheduler.unfinished:
+            while pending and start + pending[0][1].arrival <= self.now and scheduler.unfinished < clients:
                 index, prompt = pending.popleft()
                 if workload.clients is not None:
                     prompt = replace(prompt, arrival=self.now - start)
                 sent[index] = prompt.arrival
-                request = self._request(f"{self._runs}-{index}", prompt, start)
-                requests[request.request_id], produced[request.request_id] = request, []
-                scheduler.add_request(request)
+                produced[id_ := f"{self._runs}-{index}"] = []
+                scheduler.add(id_, prompt, start + prompt.arrival)
                 arrived += 1
-            if not scheduler.has_unfinished_requests():
+            if not scheduler.unfinished:
                 self.now = start + pending[0][1].arrival
                 continue
-            waiting = len(scheduler.waiting)
+            waiting = scheduler.waiting
             began = time.perf_counter()
-            output = scheduler.schedule()
+            scheduled = scheduler.schedule()
             taken = time.perf_counter() - began
-            scheduled = output.num_scheduled_tokens
-            if not scheduled:
-                raise RuntimeError(f"{arm.name}: {waiting} requests wait, {len(scheduler.running)} run, and nothing was scheduled")
-            batch = self._batch(batch, rows, shared, scheduled, requests)
-            self.last_batch = batch
+            if scheduled is None:
+                raise RuntimeError(f"{arm.name}: {waiting} requests wait, {scheduler.unfinished - waiting} run, and nothing was scheduled")
+            batch = self.last_batch = scheduler.batch(self.free_prefill)
             step = scheduler.steps[-1]
-            work = len(scheduled), waiting, arrived, len(output.scheduled_new_reqs), prompt_tokens
+            work = scheduled.rows, waiting, arrived, scheduled.admitted, finished, prompt_tokens
             queue = engine = arrived = 0
             if self.costs is not None:
-                queue, engine = self.costs.seconds(arm, *work)
+                queue, engine = self.costs.seconds(scheduled.charged, *work)
             elif self.scheduling == "measured":
                 queue, engine = step.queue_seconds, taken + delivered - step.queue_seconds  # delivered: the step before
-                self.measured.append((kind_of(arm), *work, queue * 1e3, engine * 1e3))
+                self.measured.append((scheduled.charged, *work, queue * 1e3, engine * 1e3))
             timed = self.steps.time(batch, queue + engine)
             self.now += timed.seconds
-            began = time.perf_counter()
-            self._deliver(output, requests)
-            delivered = time.perf_counter() - began
-            log.append((timed, queue, like_neighbours(rows.ids, step.groups)))
-            for id_ in self._sampled:
+            began, unfinished = time.perf_counter(), scheduler.unfinished
+            sampled, cached = scheduler.deliver()
+            delivered, finished = time.perf_counter() - began, unfinished - scheduler.unfinished
+            found += cached
+            log.append((timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
+            for id_ in sampled:
                 produced[id_].append(self.now - start)
-        return self._told(workload, arm, sent, produced, log, self.now - start)
-
-    def _batch(self, batch, rows: Rows, shared: SharedBlocks, scheduled: dict[str, int], requests: dict):
-        """The batch of this step: the last one, a token longer each, unless somebody came, left or is in prefill."""
-        prefill = len(scheduled) != sum(scheduled.values())
-        if batch is not None and batch.new is None and not prefill and scheduled.keys() == set(rows.ids):
-            batch.private_tokens += batch.rows
-            return batch
-        came, left = rows.update(scheduled)
-        for id_ in left:
-            shared.remove(id_)
-        blocks_of = self.scheduler.kv_cache_manager.get_block_ids
-        for id_ in [*came, *(id_ for id_, tokens in scheduled.items() if tokens > 1 and id_ not in came)]:
-            shared.put(id_, blocks_of(id_)[0][: requests[id_].num_computed_tokens // self.block_size])
-        contexts = [requests[id_].num_computed_tokens for id_ in rows.ids]
-        return shared.batch(rows.ids, contexts, [scheduled[id_] for id_ in rows.ids] if prefill and not self.free_prefill else None)
-
-    def _deliver(self, output, requests: dict) -> None:
-        """Give the scheduler a token for every request whose prefill is through."""
-        from vllm.v1.outputs import ModelRunnerOutput
-
-        ids = list(output.num_scheduled_tokens)
-        through = [not requests[id_].is_prefill_chunk for id_ in ids]
-        self._sampled = [id_ for id_, sampled in zip(ids, through) if sampled]
-        tokens = [[_TOKEN] if sampled else [] for sampled in through]
-        result = ModelRunnerOutput(ids, {id_: row for row, id_ in enumerate(ids)}, tokens)
-        for outputs in self.scheduler.update_from_output(output, result).values():
-            for one in outputs.outputs:
-                if one.prefill_stats is not None:
-                    self._cached_tokens += one.prefill_stats.num_cached_tokens
-
-    def _request(self, id_: str, prompt: Prompt, start: float):
-        from vllm.sampling_params import SamplingParams
-        from vllm.v1.request import Request
-
-        params = SamplingParams(temperature=0, max_tokens=prompt.decode_tokens, ignore_eos=True, extra_args={"group": prompt.group})
-        return Request(id_, prompt.tokens, params, None, arrival_time=start + prompt.arrival, block_hasher=self._hasher)
+        return self._told(workload, arm, sent, produced, log, found, self.now - start)
 
     def _check(self, workload: Workload) -> None:
         longest = max(workload.prompts, key=lambda prompt: len(prompt.tokens) + prompt.decode_tokens)
@@ -281,7 +290,7 @@ class SimEngine:
                 f"{self._shape.name} leaves on {self._device.name} holds {self.kv_tokens} tokens, and the model takes {self._shape.max_tokens}"
             )
 
-    def _told(self, workload: Workload, arm, sent: dict[int, float], produced: dict, log: list, seconds: float) -> SimRun:
+    def _told(self, workload: Workload, arm, sent: dict[int, float], produced: dict, log: list, cached: int, seconds: float) -> SimRun:
         for index, prompt in enumerate(workload.prompts):
             if (got := len(produced[f"{self._runs}-{index}"])) != prompt.decode_tokens:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
@@ -292,7 +301,7 @@ class SimEngine:
             seconds=seconds,
             output_tokens=workload.decode_tokens,
             prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
-            cached_tokens=self._cached_tokens,
+            cached_tokens=cached,
             step_seconds=np.array([step.seconds for step in times]),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
 from feather.options import Options
+from feather.sglang import missing
 from feather.studies.sglang_peer import Peer
 from feather.workloads import even_sizes, grouped, make_prefixes
 
@@ -111,21 +112,21 @@ class AdapterSteps:
 
 def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False, adapter: bool = False) -> pd.DataFrame:
     """CPU time of one steady-state step under every policy, interleaved: tidy rows of policy, prompt_tokens, waiting,
-    repeat, ms. The suffix of 20 tokens comes on top of ``prompt_tokens``. ``cut_off`` adds LPM with SGLang's rule that it
+    repeat, ms; of Feather alone where SGLang is not installed. The suffix of 20 tokens comes on top of ``prompt_tokens``. ``cut_off`` adds LPM with SGLang's rule that it
     falls back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
     count = RUNNING + waiting + steps
     prefixes = make_prefixes(GROUPS, prompt_tokens)
     prompts = [prompt.tokens for prompt in grouped(prefixes, even_sizes(count, GROUPS), seed=0).prompts]
     blocks = [block_hashes(prompt) for prompt in prompts]
-    arms = {
-        "SGLang LPM": PeerSteps(prompts, waiting, "lpm"),
-        "SGLang DFS-weight": PeerSteps(prompts, waiting, "dfs-weight"),
+    peers = not missing()
+    arms = {"SGLang LPM": PeerSteps(prompts, waiting, "lpm"), "SGLang DFS-weight": PeerSteps(prompts, waiting, "dfs-weight")} if peers else {}
+    arms |= {
         "Feather, from tokens": FeatherSteps([lambda p=prompt: hash_tokens(p, CHUNK) for prompt in prompts], waiting),
         "Feather, from block hashes": FeatherSteps([lambda b=hashes: hash_blocks(b, BLOCK, CHUNK) for hashes in blocks], waiting),
     }
-    if cut_off:
+    if cut_off and peers:
         arms["SGLang LPM, cut off"] = PeerSteps(prompts, waiting, "lpm", cut_off=True)
-    if adapter:
+    if adapter and peers:
         arms["Feather in SGLang"] = AdapterSteps(prompts, waiting)
     rows = []
     for repeat in range(-1, steps):  # the first is thrown away
@@ -140,7 +141,7 @@ def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False,
 
 
 def sweep(prompt_tokens: Sequence[int], waiting: Sequence[int], steps: int) -> pd.DataFrame:
-    """``measure`` over prompt lengths at the longest queue, and over queue lengths at 10 000 tokens (or the longest)."""
+    """``measure``, with all that Feather does inside SGLang, over prompt lengths at the longest queue, and over queue lengths at 10 000 tokens (or the longest)."""
     length = 10_000 if 10_000 in prompt_tokens else max(prompt_tokens)
     points = [(tokens, max(waiting)) for tokens in prompt_tokens] + [(length, queue) for queue in waiting if queue != max(waiting)]
-    return pd.concat([measure(*point, steps) for point in tqdm(points, desc="prefix detection", unit="point")], ignore_index=True)
+    return pd.concat([measure(*point, steps, adapter=True) for point in tqdm(points, desc="prefix detection", unit="point")], ignore_index=True)

@@ -11,7 +11,7 @@ from feather.studies.stats import ratio
 
 # Every policy keeps its colour and marker in all figures.
 POLICIES = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
-            "Feather (threshold, patient)")
+            "Feather (threshold, patient)", "LPM, no cut-off")
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
@@ -39,7 +39,7 @@ def in_order(policies) -> list[str]:
 
 
 def colours() -> dict[str, tuple]:
-    return dict(zip(POLICIES, sns.color_palette("colorblind", len(POLICIES))))
+    return dict(zip(POLICIES, [*sns.color_palette("colorblind"), (0.35, 0.35, 0.35)], strict=True))
 
 
 def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -89,6 +89,17 @@ def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    return figure
+
+
+def bars(table: pd.DataFrame, metric: str, title: str, xlabel: str):
+    """A bar per policy: the median of ``metric`` over the repeats, logarithmic, with its number."""
+    medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
+    figure, axes = plt.subplots()
+    drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
+    axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)
+    axes.set(title=title, xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.grid(axis="y", visible=False)
     return figure
 
 

@@ -118,9 +118,9 @@ def revision() -> str:
     return head.strip() + ("+" if changed.strip() else "")
 
 
-def provenance(backend: str, device_name: str | None = None) -> dict[str, str]:
+def provenance(backend: str, device_name: str | None = None, engine: str | None = None) -> dict[str, str]:
     """What every row says of where it comes from."""
-    return {"backend": backend, "device": device_name or device(backend), "engine": engine_version(), "revision": revision()}
+    return {"backend": backend, "device": device_name or device(backend), "engine": engine or engine_version(), "revision": revision()}
 
 
 def describe() -> dict[str, str]:

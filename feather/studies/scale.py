@@ -39,6 +39,8 @@ class Setting:
     model: str = "llama-3-8b"
     device: str = "rtx-6000-ada"
     kernel: str = "cascade"
+    inside: str = "vllm"
+    """the engine whose scheduling code runs: "vllm" or "sglang" """
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -89,7 +91,7 @@ def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS[
 
 
 def _condition(figure: str, setting: Setting, arm: Arm) -> Condition:
-    engine = _engine(setting.model, setting.batch, setting.device, setting.kernel)
+    engine = _engine(setting.model, setting.batch, setting.device, setting.kernel, setting.inside)
 
     def run(seed: int):
         prefixes = setting.prefixes()
@@ -100,5 +102,5 @@ def _condition(figure: str, setting: Setting, arm: Arm) -> Condition:
 
 
 @cache
-def _engine(model: str, batch: int, device: str, kernel: str) -> SimEngine:
-    return SimEngine(model, batch, device=device, kernel=kernel)
+def _engine(model: str, batch: int, device: str, kernel: str, inside: str) -> SimEngine:
+    return SimEngine(model, batch, device=device, kernel=kernel, engine=inside)

@@ -154,7 +154,7 @@ def check_repeats(repeats: int) -> None:
 
 
 def _provenance(engine: Engine) -> dict[str, str]:
-    return machine.provenance(engine.backend, getattr(engine, "device_name", None))
+    return machine.provenance(engine.backend, getattr(engine, "device_name", None), getattr(engine, "engine_version", None))
 
 
 def frame(rows: list[dict]) -> pd.DataFrame:
