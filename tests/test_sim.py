@@ -365,10 +365,9 @@ def test_parameters_of_the_notebooks_are_refused_by_name():
 
 def test_a_queue_without_recorded_costs_is_refused():
     from feather.sim.costs import SchedulingCosts
-    from feather.studies.scheduler import Arm
 
     with pytest.raises(ValueError, match="no scheduling costs of a queue of kind 'lottery', only of: .*fcfs.*scheduling_costs"):
-        SchedulingCosts().seconds(Arm("lottery", "lottery"), 1, 1, 1, 1, 100)
+        SchedulingCosts().seconds("lottery", 1, 1, 1, 1, 1, 100)
 
 
 # -- the settings of the paper's figures -------------------------------------------------------------------------------

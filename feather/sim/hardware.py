@@ -38,7 +38,9 @@ class Device:
     concurrent_rows: int
     """rows whose attention runs at the same time, in step with each other"""
     query_tile: int
-    """rows of queries that one pass over keys and values serves; fewer are padded up to it"""
+    """rows of queries that one pass over keys and values serves"""
+    pads: bool = True
+    """whether a pass with fewer rows of queries computes as many as ``query_tile`` all the same"""
     heads_at_once: bool = False
     """True: a row's pass covers the keys and values of all heads before the next row's; False: head by head over all rows"""
     overlaps: bool = True
@@ -52,7 +54,7 @@ class Device:
     """field → where its value comes from"""
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__.keys() - {"name", "heads_at_once", "overlaps", "sources"}:
+        for name in self.__dataclass_fields__.keys() - {"name", "pads", "heads_at_once", "overlaps", "sources"}:
             value, may_be_none = getattr(self, name), name in ("cache_bytes", "step_seconds", "row_seconds")
             if not (value > 0 or may_be_none and value == 0):
                 raise ValueError(f"{self.name}: {name}={value} must be {'0 or ' if may_be_none else ''}above 0")
@@ -63,6 +65,7 @@ _SHARED_SOURCES = {
     "gemm_share": "Dao, FlashAttention-2 (arXiv 2307.08691), section 1: optimised GEMMs reach 80–90 % of the peak; the middle",
     "concurrent_rows": "one thread block a multiprocessor: its number of multiprocessors, from the data sheet",
     "query_tile": "FlashAttention's tile of query rows in its split-KV (decode) kernel at head dimension 128 (not rechecked)",
+    "pads": "tensor cores multiply whole tiles",
     "heads_at_once": "FlashAttention's grid: the batch varies faster than the head",
     "overlaps": "roofline: a GPU hides the latency of one resource behind another (Williams et al. 2009)",
     "step_seconds": "none: kernel launches are assumed to hide behind the device (CUDA graphs)",

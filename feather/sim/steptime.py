@@ -55,7 +55,7 @@ class StepTime(NamedTuple):
     """keys and values that the cores read, from the last-level cache or through it"""
     linear_flop: float
     attention_flop: float
-    """of the padded queries, as the kernel computes them"""
+    """as the kernel computes them, so of the padded queries where it pads"""
     cascade: bool
     """the cascade kernel ran"""
 
@@ -123,6 +123,10 @@ class Sweep(NamedTuple):
     """of shared stretches, read from DRAM"""
     private_passes: float
     """mean passes over a token of a row's own"""
+    shared_queries: float
+    """rows of queries × tokens of shared stretches, as computed"""
+    private_queries: float
+    """mean rows of queries that a token of a row's own is computed for"""
     cascade: bool
 
 
@@ -146,7 +150,8 @@ class StepModel:
         cache_tokens = sweep.shared_cache + sweep.private_passes * batch.private_tokens
         dram_bytes = (sweep.shared_dram + batch.private_tokens) * model.kv_bytes_per_token
         cache_bytes = cache_tokens * model.kv_bytes_per_token
-        attention_flop = 4 * model.layers * model.kv_heads * model.head_dim * device.query_tile * cache_tokens
+        computed = sweep.shared_queries + sweep.private_queries * batch.private_tokens
+        attention_flop = 4 * model.layers * model.kv_heads * model.head_dim * computed
         linear_flop = tokens * model.body_bytes + batch.rows * model.head_bytes  # 2 FLOP and 2 bytes a parameter
         weight_bytes = model.body_bytes + model.head_bytes
         linear = self._together(linear_flop / (device.flop_rate * device.gemm_share), weight_bytes / device.memory_rate)
@@ -174,33 +179,46 @@ class StepModel:
         return batch._sweeps[key]
 
     def _make_sweep(self, batch: Batch, private: float) -> Sweep:
-        passes = self._passes_per_row(batch)
+        passes, causal = self._passes_per_row(batch)
         packed = np.zeros(len(batch.stretches), bool)  # stretches that one pass reads for all rows on them
         if self.kernel == "packed":
             packed = batch.sharing > 1
         elif self.kernel == "cascade" and self._cascade_runs(batch):
             packed = batch.sharing == batch.rows
         new = np.ones(batch.rows) if batch.new is None else batch.new
-        cache = dram = 0.0
+        queries = new * self._queries_per_kv
+        tile = self.device.query_tile
+        cache = dram = computed = 0.0
         if packed.any():
-            queries = batch.on_path.T @ np.bincount(batch.members, new, minlength=len(batch.on_path)) * self._queries_per_kv
-            cache += (batch.stretches * np.ceil(queries / self.device.query_tile))[packed].sum()
+            sharing = batch.on_path.T @ np.bincount(batch.members, queries, minlength=len(batch.on_path))
+            read = (batch.stretches * np.ceil(sharing / tile))[packed].sum()
+            cache += read
             dram += batch.stretches[packed].sum()
+            computed += read * tile if self.device.pads else (batch.stretches * sharing)[packed].sum()
         alone = np.where(packed, 0.0, batch.stretches)
+        per_row = passes * tile if self.device.pads else queries * causal
         if alone.any():
-            cache += (np.bincount(batch.members, passes, minlength=len(batch.on_path)) @ batch.on_path) @ alone
+            cache += self._through(batch, passes) @ alone
             dram += self._from_dram(batch, alone, private)
+            computed += self._through(batch, per_row) @ alone
         weights = batch.contexts - batch.path_tokens[batch.members]
-        private_passes = np.average(passes, weights=weights) if weights.any() else 1.0
-        return Sweep(float(cache), float(dram), float(private_passes), self.kernel == "cascade" and bool(packed.any()))
+        own_passes, own_queries = (np.average((passes, per_row), axis=1, weights=weights) if weights.any() else (1.0, self._queries_per_kv))
+        return Sweep(float(cache), float(dram), float(own_passes), float(computed), float(own_queries),
+                     self.kernel == "cascade" and bool(packed.any()))  # fmt: skip
 
-    def _passes_per_row(self, batch: Batch) -> np.ndarray:
-        """Passes of each row over its context. A row with many new tokens sees, on average, all of its context but half
-        of those (causal mask)."""
+    @staticmethod
+    def _through(batch: Batch, per_row: np.ndarray) -> np.ndarray:
+        """For each stretch, the sum of ``per_row`` over the rows on it."""
+        return np.bincount(batch.members, per_row, minlength=len(batch.on_path)) @ batch.on_path
+
+    def _passes_per_row(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Passes of each row over its context, and the share of its context that its new tokens see on average: many new
+        tokens see all but half of themselves (causal mask)."""
         if batch.new is None:
-            return np.full(batch.rows, float(ceil(self._queries_per_kv / self.device.query_tile)))
+            return np.full(batch.rows, float(ceil(self._queries_per_kv / self.device.query_tile))), np.ones(batch.rows)
         tiles = np.ceil(batch.new * self._queries_per_kv / self.device.query_tile)
-        return np.where(batch.new > 1, tiles * (1 - batch.new / (2 * batch.contexts)), tiles)
+        causal = np.where(batch.new > 1, 1 - batch.new / (2 * batch.contexts), 1.0)
+        return tiles * causal, causal
 
     def _cascade_runs(self, batch: Batch) -> bool:
         """vLLM's rule (``use_cascade_attention`` in its FlashAttention backend, 0.31): 256 common tokens, 8 rows, and,
