@@ -175,9 +175,10 @@ def run(minutes: float, rounds: int) -> dict:
             for arm, arguments in ARMS.items():
                 clients[arm] = Clients(Server(Path(folder), arm, arguments=arguments), prefixes)
                 clients[arm].warm_up()
+            capacity = 96 / clients["fcfs"].run(96, seed=3).seconds
+            for one in clients.values():  # thrown away: as many requests at once as there will ever be
+                one.run(max(64, round(1.2 * capacity * per_phase / 3)), seed=4)
             begun = {arm: one.server.resident_mb() for arm, one in clients.items()}
-            calibration = clients["fcfs"].run(96, seed=3)
-            capacity = 96 / calibration.seconds
             saturated: dict[str, list[Phase]] = {arm: [] for arm in ARMS}
             bursty: dict[str, list[Phase]] = {arm: [] for arm in ARMS}
             for turn in tqdm(range(rounds), desc="serving", unit="round"):
