@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.timing import main, spread
 from feather.studies.detection import measure
-from feather.studies.sglang_peer import VERSION
+from feather.sglang import VERSION, check_version
 
 LENGTHS, WAITING, STEPS = (5_000, 10_000, 20_000), 500, 20
 KEYS = {
@@ -32,6 +32,7 @@ def figures(table: pd.DataFrame) -> dict:
 
 
 def run() -> dict:
+    check_version()
     lengths = {length: figures(measure(length, WAITING, STEPS, cut_off=True, adapter=True)) for length in LENGTHS}
     return {
         **{key: value for key, value in lengths[10_000].items() if key != "spread"},

@@ -22,7 +22,7 @@ def run() -> dict:
         "mape_fitted": round(100 * float(fitted["error"].abs().mean()), 2),
         "points_fitted": len(fitted),
         "device": device.name,
-        "constants": {name: float(f"{getattr(device, name):.4g}") for name in ("step_seconds", "row_seconds", "cache_rate", "memory_rate", "flop_rate", "attention_share", "heads_at_once", "query_tile", "cache_bytes")},
+        "constants": {name: float(f"{getattr(device, name):.4g}") for name in ("step_seconds", "row_seconds", "cache_rate", "memory_rate", "gemm_share", "attention_share", "heads_at_once", "query_tile", "cache_bytes")},
         "worst": worst.round(3).to_dict("records"),
         "published": residuals(published()).round(3).to_dict("records"),
     }

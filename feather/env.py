@@ -12,13 +12,13 @@ from feather.agent.network import NARROW, features
 from feather.options import Options
 from feather.sim import calibration
 from feather.sim.formation import PATIENT, Formation, Traffic
-from feather.sim.hardware import DEVICES
+from feather.sim.hardware import DEVICES, MEMORY_SHARE
 from feather.sim.steptime import StepModel
 from feather.studies.model import LLAMA_3_8B, TINY_LLAMA
 
 STOP, ADD = 0, 1
 _CPU_KV_BYTES = 4 * 2**30  # the studies' kv_gib
-_MEMORY_SHARE = 0.92  # vLLM's gpu_memory_utilization
+_BATCHED_TOKENS = 32_768  # as in SimEngine
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def make_world(device: str, kernel: str = "cascade") -> World:
         return World(steps, _CPU_KV_BYTES // TINY_LLAMA.kv_bytes_per_token, (8, 16, 32))
     if device not in DEVICES:
         raise ValueError(f"device={device!r} must be one of: cpu, {', '.join(DEVICES)}")
-    free = _MEMORY_SHARE * DEVICES[device].memory_bytes - LLAMA_3_8B.weight_bytes
+    free = MEMORY_SHARE * DEVICES[device].memory_bytes - LLAMA_3_8B.weight_bytes - LLAMA_3_8B.activation_bytes(_BATCHED_TOKENS)
     return World(StepModel(DEVICES[device], LLAMA_3_8B, kernel), int(free // LLAMA_3_8B.kv_bytes_per_token), (64, 256, 512))
 
 

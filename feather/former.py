@@ -36,7 +36,7 @@ class BatchFormer:
     they are retired from the tree: they run on to their end, but no longer speak for the batch.
 
     **A policy that commits** (``Policy.commits``) holds what it stops to the last request instead. Where somebody joins who
-    breaks the shared prefix (leaves less than half of it), added by the policy or because their turn was overdue, those before are
+    breaks the shared prefix (leaves less than half of it), added by the policy, overdue or preempted before, those that ran are
     retired likewise: otherwise one such request would leave nothing to lose, and the batch would be mixed for ever.
 
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over

@@ -18,7 +18,7 @@ SLACK = cht._SLACK
 
 
 class BruteForce:
-    """DESIGN by definition: waiting and active paths, nothing cached."""
+    """The tree by definition: waiting and active paths, nothing cached."""
 
     def __init__(self, order):
         self.order, self.waiting, self.active, self.arrivals = order, {}, {}, 0

@@ -77,6 +77,19 @@ def test_who_is_overdue_in_a_committed_batch_begins_the_next_one():
     assert former.running == {"a0", "a1", "b0", "b1"}
 
 
+def test_who_was_preempted_and_breaks_a_committed_batch_begins_the_next_one():
+    former = BatchFormer(Committed())
+    for id_, path in (("b0", "xyz"), ("a0", "abc"), ("a1", "abc")):
+        former.wait(id_, path)
+    former.start("b0")
+    former.preempt("b0")
+    for id_ in ("a0", "a1"):
+        former.start(id_)
+    former.new_step()
+    assert fill(former) == ["b0"]
+    assert former.tree.tip_depth == 3 and former.running == {"a0", "a1", "b0"}
+
+
 def test_no_share_of_stragglers_means_strict_batches():
     former = BatchFormer(Recorder(), straggler_share=0.0)
     for id_, path in (("a0", "abc"), ("a1", "abc"), ("b0", "xyz")):

@@ -10,6 +10,7 @@ if missing():
 
 from feather.sim.engine import SimEngine
 from feather.sim.sglang import ARMS
+from feather.studies import inside
 from feather.studies.model import LLAMA_3_8B
 from feather.studies.scheduler import ARMS as IN_VLLM
 from feather.workloads import even_sizes, grouped, make_prefixes
@@ -151,3 +152,11 @@ def test_an_arm_of_the_other_engine_is_refused():
 def test_the_kernel_is_the_engines_unless_another_is_asked_for():
     assert sim().kernel == "paged" and sim("vllm").kernel == "cascade" and sim(kernel="cascade").kernel == "cascade"
     assert sim().engine_version == "sglang 0.5.9"
+
+
+def test_a_study_can_compare_both_engines_with_unequal_decode_lengths():
+    conditions = inside.compared("E5", "decode_tokens", [(5, 15)], ["FCFS"], requests=6, batch=4)
+    assert [one.parameters["inside"] for one in conditions] == ["vllm", "sglang"]
+    assert all(one.parameters["decode_tokens"] == (5, 15) for one in conditions)
+    with pytest.raises(ValueError, match=r"decode_tokens=\(15, 5\) must be at least 1"):
+        inside.compared("E5", "decode_tokens", [(15, 5)], ["FCFS"])

@@ -69,7 +69,7 @@ TILES = (1, 8, 16, 32, 64)
 
 def this_cpu(rows: pd.DataFrame) -> Device:
     """A device whose rates are fitted to the rows that are not held out: seconds per step, per row, per byte of keys and
-    values read, per byte of them from DRAM, per FLOP of the linear layers and of attention: a non-negative least-squares fit of
+    values read, per byte from DRAM (weights, and keys and values), per FLOP of the linear layers and of attention: a non-negative least-squares fit of
     the *relative* error, for the loop order and query tile that fit best. Cores hide little latency, so times add up, and compute no
     query that nobody asked for. The size of the last-level cache is the one that the system tells."""
     fitted = rows[~rows["held_out"]]
@@ -80,9 +80,9 @@ def this_cpu(rows: pd.DataFrame) -> Device:
 def _fit(rows: pd.DataFrame, loops: tuple[bool, float], tile: int) -> Device:
     heads_at_once, share = loops
     sources = {
-        "memory_bytes": "not modelled", "cache_bytes": "L3 as the system tells it", "gemm_share": "part of flop_rate",
+        "memory_bytes": "not modelled", "cache_bytes": "L3 as the system tells it", "flop_rate": "1 FLOP/s: the shares are the rates",
         "concurrent_rows": "a head or a row to a core", "overlaps": "additive", "pads": "scalar and vector code computes what is asked for",
-    } | dict.fromkeys(("memory_rate", "cache_rate", "flop_rate", "attention_share", "step_seconds", "row_seconds", "heads_at_once", "query_tile"), "fitted")  # fmt: skip
+    } | dict.fromkeys(("memory_rate", "cache_rate", "gemm_share", "attention_share", "step_seconds", "row_seconds", "heads_at_once", "query_tile"), "fitted")  # fmt: skip
     unit = Device(
         rows["device"].iloc[0], memory_bytes=np.inf, memory_rate=1.0, cache_bytes=share * float(rows["l3_bytes"].iloc[0]),
         cache_rate=1.0, flop_rate=1.0, gemm_share=1.0, attention_share=1.0, concurrent_rows=1 if share < 1 else 2,
@@ -93,8 +93,8 @@ def _fit(rows: pd.DataFrame, loops: tuple[bool, float], tile: int) -> Device:
     taken = rows["step_ms"].to_numpy() / 1e3
     step, row, *per_unit = nnls(features / taken[:, None], np.ones(len(taken)))[0]
     cache, dram, linear, attention = (1 / cost if cost else np.inf for cost in per_unit)
-    return replace(unit, step_seconds=step, row_seconds=row, cache_rate=cache, memory_rate=dram, flop_rate=linear,
-                   attention_share=attention / linear)  # fmt: skip
+    return replace(unit, step_seconds=step, row_seconds=row, cache_rate=cache, memory_rate=dram, gemm_share=linear,
+                   attention_share=attention)  # fmt: skip
 
 
 def _features(model: StepModel, batch: Batch) -> list[float]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from feather.sim.costs import SchedulingCosts
-from feather.sim.hardware import DEVICES, Device
+from feather.sim.hardware import DEVICES, MEMORY_SHARE, Device
 from feather.sim.steptime import Batch, StepModel, StepTime
 from feather.studies.engine import Run, like_neighbours
 from feather.studies.model import MODELS, Model
@@ -70,8 +70,8 @@ class Scheduling(Protocol):
         """The requests of that batch, in the order that the kernel has them."""
 
     def deliver(self) -> tuple[list[str], int]:
-        """The step has run: a token for every request whose prefill is through. Returns those requests, and the tokens
-        that newly started ones have found in the prefix cache."""
+        """The step has run: a token for every request whose prefill is through. Returns those requests, and tokens found in the
+        prefix cache: each request's once, when it starts or when it is done."""
 
 
 @dataclass
@@ -121,8 +121,8 @@ class SimEngine:
     """tokens of a KV block; SGLang's are of one token whatever stands here"""
     kv_gib: float | None = None
     """size of the KV cache; None: what model and activations leave of the device's memory"""
-    memory_share: float = 0.92
-    """of the device's memory that may be used (``gpu_memory_utilization``; vLLM 0.31's default)"""
+    memory_share: float = MEMORY_SHARE
+    """of the device's memory that may be used (``gpu_memory_utilization``)"""
     prefix_caching: bool = True
     free_prefill: bool = False
     """True: a prompt costs as much as one token, to tell what recomputed prefill contributes"""
@@ -176,8 +176,7 @@ class SimEngine:
 
     def _kv_bytes(self) -> float:
         device, shape = self._device, self._shape
-        # The widest activations of a full step: the gate and up projections, and four copies of the hidden state.
-        activations = 2 * self.max_batched_tokens * (2 * shape.intermediate + 4 * shape.hidden)
+        activations = shape.activation_bytes(self.max_batched_tokens)
         usable = self.memory_share * device.memory_bytes
         left = usable - shape.weight_bytes - activations
         if left < self.block_size * shape.kv_bytes_per_token:
@@ -201,7 +200,7 @@ class SimEngine:
 
             if not self.prefix_caching:
                 raise ValueError("prefix_caching=False: not modelled for engine='sglang'")
-            return SglangScheduling(self._shape, self.kv_tokens, self.max_batch, self.max_batched_tokens, clock)
+            return SglangScheduling(self._shape, self.kv_tokens, self.max_batch, self.max_batched_tokens, self.block_size, clock)
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from feather.sim.vllm import VllmScheduling

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 GB, TB, TFLOP = 1e9, 1e12, 1e12
 GIB, MIB = 2**30, 2**20
 
+MEMORY_SHARE = 0.92
+"""of a device's memory that an engine uses (``gpu_memory_utilization``; vLLM 0.31's default)"""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -142,7 +145,7 @@ H100 = Device(
 )
 H200 = Device(
     "H200",
-    memory_bytes=141 * GB,
+    memory_bytes=141 * GIB,
     memory_rate=4.8 * TB,
     cache_bytes=60 * MIB,
     cache_rate=3942 * 1.83e9,
@@ -152,7 +155,7 @@ H200 = Device(
     concurrent_rows=132,
     query_tile=64,
     sources=_flash_attention_3(
-        memory_bytes="NVIDIA H200 data sheet (SXM): 141 GB, of 6 stacks of 24 GiB those that are enabled; taken as decimal (not rechecked)",
+        memory_bytes="NVIDIA H200 data sheet (SXM): 141 GB, taken as binary like the others (not rechecked)",
         memory_rate="NVIDIA H200 data sheet (SXM): 4.8 TB/s = 6144 bits × 6.25 Gbit/s",
         cache_bytes="60 MB, as CUDA reports it (not rechecked)",
         cache_rate="as the H100, whose chip it has",

@@ -41,18 +41,19 @@ _NOT_ASKED = "not asked"  # the kind of a step in which SGLang left its policy a
 
 
 class SglangScheduling:
-    """``feather.sim.engine.Scheduling`` by SGLang, over a KV cache of so many tokens; ``clock`` gives the seconds that Feather takes
-    for the time. Blocks are of one token (SGLang's default), so evictions are counted in tokens."""
+    """``feather.sim.engine.Scheduling`` by SGLang, over a KV cache of so many tokens; ``block_size`` is what evictions are counted in; ``clock`` gives the seconds that Feather takes
+    for the time. Its own pages are of one token (SGLang's default)."""
 
     version = f"sglang {VERSION}"
 
-    def __init__(self, model: Model, kv_tokens: int, max_batch: int, max_batched_tokens: int, clock: Callable[[], float]):
+    def __init__(self, model: Model, kv_tokens: int, max_batch: int, max_batched_tokens: int, block_size: int, clock: Callable[[], float]):
         logging.getLogger("sglang.srt.managers.scheduler").setLevel(logging.ERROR)  # a warning for every retraction
         self.real = _Scheduler(
             kv_tokens, model.max_tokens, schedule_policy="fcfs", max_running_requests=max_batch,
             chunked_prefill_size=max_batched_tokens, max_prefill_tokens=max_batched_tokens,
         )  # fmt: skip
         self.real.clock = clock
+        self._block_size = block_size
         self._requests: dict[str, Req] = {}
         self._groups: dict[str, int] = {}
         self._evict, self.real.tree_cache.evict = self.real.tree_cache.evict, self._count_evicted
@@ -107,7 +108,7 @@ class SglangScheduling:
         busy = len(real.running_batch.reqs) + (len(batch.reqs) if prefill else 0)
         self.steps.append(Step(
             {request.rid: self._groups[request.rid] for request in batch.reqs}, 0 if prefill else len(batch.reqs), prefill, self._queue_seconds,
-            preempted=real.num_retracted_reqs, evicted=self._evicted, stopped=bool(real.waiting_queue) and busy < real.max_running_requests,
+            preempted=real.num_retracted_reqs, evicted=round(self._evicted / self._block_size), stopped=bool(real.waiting_queue) and busy < real.max_running_requests,
         ))  # fmt: skip
         self._queue_seconds = 0.0
         admitted = len(batch.reqs) - (unfinished_prompt in batch.reqs) if prefill else 0

@@ -52,7 +52,7 @@ class Setting:
         low, high = self.decode_tokens
         for name, good, wanted in (
             ("groups", self.groups >= 1, "at least 1"),
-            ("prefix_tokens", self.prefix_tokens >= 1, "at least 1"),
+            ("prefix_tokens", self.prefix_tokens >= PATIENT.chunk_size, f"at least a chunk of the tree, {PATIENT.chunk_size}"),
             ("common", 0 <= self.common < 1, "from 0 to below 1"),
             ("batch", self.batch >= 1, "at least 1"),
             ("decode_tokens", 1 <= low <= high, "at least 1, the lesser first"),

@@ -32,7 +32,7 @@ def compared(figure: str, vary: str, values: Sequence, among: Sequence[str] | No
 
 def chunk_sizes(sizes: Sequence[int], requests: int, decode_tokens: tuple[int, int], batch: int, groups: int, prefix_tokens: int) -> list[Condition]:
     """Feather (never stop) inside SGLang with chunks of each size. Its CPU time is the one that it takes here and now, since the cost
-    table holds one size: runs differ a little from one to the next."""
+    table holds chunks of 64 and 512 as one kind: runs differ a little from one to the next."""
     from feather.sim.engine import SimEngine
 
     engine, prefixes = SimEngine(max_batch=batch, engine="sglang", scheduling="measured"), make_prefixes(groups, prefix_tokens)

@@ -42,6 +42,11 @@ class Model:
     def weight_bytes(self) -> int:
         return self.body_bytes + (1 if self.tied else 2) * self.head_bytes
 
+    def activation_bytes(self, tokens: int) -> int:
+        """The widest activations of a step of so many tokens: the gate and up projections, and four copies of the hidden
+        state, in bfloat16."""
+        return 2 * tokens * (2 * self.intermediate + 4 * self.hidden)
+
     def write(self, folder: Path) -> Path:
         """Write the configuration as vLLM reads it (``load_format="dummy"``) and return its folder."""
         target = folder / self.name

@@ -27,7 +27,7 @@ class Published:
 
 
 def published(requests: int = 1000) -> list[Published]:
-    """Every published number of DESIGN that is about time on the RTX 6000 Ada. Where a source does not say how many requests
+    """Every published number we know of that is about time on the RTX 6000 Ada. Where a source does not say how many requests
     or decode tokens, ``requests`` and the setting's own numbers are an assumption. All requests are there at the start, also where
     the paper sweeps their rate."""
     one = Setting(groups=1, prefix_tokens=10_000, requests=requests)

@@ -26,7 +26,7 @@ class Setting:
     groups: int = 5
     prefix_tokens: int = 5000
     requests: int = 1000
-    decode_tokens: int = 100
+    decode_tokens: int | tuple[int, int] = 100
     batch: int = 500
     requests_per_s: float = 0.0
     """Poisson arrivals; 0: all there at the start"""
@@ -47,7 +47,6 @@ class Setting:
             ("groups", 1, None),
             ("prefix_tokens", 1, None),
             ("requests", 1, None),
-            ("decode_tokens", 1, None),
             ("batch", 1, None),
             ("requests_per_s", 0, None),
             ("backlog", 0, self.requests),
@@ -57,6 +56,9 @@ class Setting:
             value = getattr(self, name)
             if not (value >= low and (high is None or value <= high)):
                 raise ValueError(f"{name}={value} must be {f'at least {low}' if high is None else f'from {low} to {high}'}")
+        low, high = (self.decode_tokens,) * 2 if isinstance(self.decode_tokens, int) else self.decode_tokens
+        if not 1 <= low <= high:
+            raise ValueError(f"decode_tokens={self.decode_tokens} must be at least 1, or two such numbers, the lesser first")
         if self.levels > 1 and self.groups != 1:
             raise ValueError(f"groups={self.groups} with levels={self.levels}: a tree has 2 ** (levels - 1) groups, leave groups at 1")
 

@@ -23,7 +23,8 @@ class Arm:
 
     name: str
     kind: str
-    """"fcfs" (vLLM's own queue), "oracle" (group ids given), "radix", "block table" or "feather" """
+    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy of SGLang's over a radix tree, inside vLLM), "block table",
+    "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
     options: dict[str, Any] = field(default_factory=dict)
 
 

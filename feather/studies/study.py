@@ -69,7 +69,7 @@ class Study:
             self._measured.add(name)
         first = len(self._rows)
         order = np.random.default_rng(seed)
-        if self.provenance["backend"] != "sim":  # a modelled device has nothing to get warm
+        if getattr(conditions[0].engine or self.engine, "scheduling", "measured") == "measured":  # else there is nothing to get warm
             conditions[0].run(seed)
         with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
             for repeat in range(repeats):
@@ -125,11 +125,15 @@ class Study:
         self._save()
         return f"{claim_id}: not run here. {mend}"
 
-    def figure(self, figure, name: str, caption: str, measured: bool = True, engine: Engine | None = None) -> None:
+    def figure(self, figure, name: str, caption: str, measured: bool = True, engine: Engine | None = None,
+               rows: pd.DataFrame | None = None) -> None:  # fmt: skip
         """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
-        be: on the study's engine, or on the one given."""
+        be: on the study's engine, on the one given, or on all that the given rows name."""
         if measured:
-            sign(figure, _provenance(engine) if engine else self.provenance)
+            provenance = _provenance(engine) if engine else self.provenance
+            if rows is not None:
+                provenance = {**provenance, **{name: " and ".join(rows[name].unique()) for name in ("device", "engine")}}
+            sign(figure, provenance)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
         self._figures.append({"name": name, "caption": caption})
