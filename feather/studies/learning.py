@@ -60,8 +60,9 @@ def converged(curve: pd.DataFrame) -> float:
 
 
 def reached(curve: pd.DataFrame) -> float:
-    """The second at which it first is as near, whether or not it stays."""
-    return float(curve["second"].iloc[np.flatnonzero(_near_its_end(curve))[0]] - WINDOW)
+    """The second at which it first is as near, whether or not it stays; the curve's end where it never is."""
+    near = np.flatnonzero(_near_its_end(curve))
+    return float(curve["second"].iloc[near[0]] - WINDOW if len(near) else curve["second"].iloc[-1])
 
 
 def _near_its_end(curve: pd.DataFrame) -> np.ndarray:
