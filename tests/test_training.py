@@ -289,6 +289,8 @@ def test_converged_is_when_it_stays_and_reached_when_it_first_gets_there():
     assert converged(climbs) == reached(climbs) == 50  # the mean of three windows is there one window later
     drops = curve(*[10.0] * 2, *[100.0] * 3, *[10.0] * 2, *[100.0] * 8)
     assert reached(drops) == 30 and converged(drops) == 80
+    jumps = curve(*[10.0] * 10, *[300.0] * 2)
+    assert reached(jumps) == converged(jumps) == 120, "nowhere near the mean of its last third"
 
 
 def test_a_curve_counts_every_token_in_its_own_window(world):
