@@ -135,10 +135,10 @@ def admit(former):
 
 def test_a_decision_is_credited_while_its_batch_runs_also_with_steps_in_flight():
     diary = Diary()
-    former = BatchFormer(diary, max_batch=4)
-    for id_, path in (("a", "abc"), ("b1", "xyz"), ("b2", "xyz"), ("c1", "uvw"), ("c2", "uvw"), ("c3", "uvw")):
+    former = BatchFormer(diary)
+    for id_, path in (("a", "abc"), ("b1", "xyz"), ("b2", "xyz"), ("c", "uvw")):
         former.wait(id_, path)
-    first = admit(former)  # a; then b1 at the cost of a's prefix; b2; not c1
+    first = admit(former)  # a; then b1 at the cost of a's prefix; b2; not c
     second = admit(former)  # scheduled before the first one's result
     former.ran(first, 3, 0.1, 9)
     former.finish("a")

@@ -65,8 +65,8 @@ class Committed(Recorder):
 
 def test_who_is_overdue_in_a_committed_batch_begins_the_next_one():
     now = 0.0
-    former = BatchFormer(Committed(), max_wait=10.0, max_batch=5, clock=lambda: now)
-    for id_, path in (("a0", "abc"), ("b0", "xyz"), ("b1", "xyz"), ("a1", "abc"), ("c0", "uvw"), ("c1", "uvw")):
+    former = BatchFormer(Committed(), max_wait=10.0, clock=lambda: now)
+    for id_, path in (("a0", "abc"), ("b0", "xyz"), ("b1", "xyz"), ("a1", "abc")):
         former.wait(id_, path)
     assert fill(former) == ["a0", "a1"], "a1 has taken the turn of b0"
     now = 11.0
@@ -88,22 +88,6 @@ def test_who_was_preempted_and_breaks_a_committed_batch_begins_the_next_one():
     former.new_step()
     assert fill(former) == ["b0"]
     assert former.tree.tip_depth == 3 and former.running == {"a0", "a1", "b0"}
-
-
-def test_a_policy_that_commits_makes_nobody_queue_while_all_fit():
-    for max_batch, expected in ((4, ["a0", "a1", "b0"]), (2, ["a0", "a1"])):
-        former = BatchFormer(Committed(), max_batch=max_batch)
-        for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc")):
-            former.wait(id_, path)
-        started = []
-        while len(started) < max_batch and (id_ := former.next()) is not None:
-            former.start(id_)
-            started.append(id_)
-        assert started == expected
-    former = BatchFormer(Committed(), max_batch=3)
-    for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc"), ("b1", "xyz")):
-        former.wait(id_, path)
-    assert fill(former) == ["a0", "a1"], "four do not fit into three rows: the batch is stopped"
 
 
 def test_no_share_of_stragglers_means_strict_batches():
