@@ -39,8 +39,6 @@ class BatchFormer:
     breaks the shared prefix (leaves less than half of it), added by the policy, overdue or preempted before, those that ran are
     retired likewise: otherwise one such request would leave nothing to lose, and the batch would be mixed for ever.
 
-    Nobody is made to queue by it: while all that waits fits beside what runs, all is admitted.
-
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
     from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
 
@@ -206,8 +204,7 @@ class BatchFormer:
         if size and self._shrunk and self.policy.commits and not self._fills and overdue > self.max_wait / 2:
             return None
         candidate = self.tree.find_best()
-        busy = size + len(self._retired)
-        if not size or busy >= self.max_batch or (self.policy.commits and busy + len(self.tree.waiting) <= self.max_batch):
+        if not size or size + len(self._retired) >= self.max_batch:
             return candidate.request_id
         state = self.question(candidate)
         if self._stopped:
