@@ -132,7 +132,8 @@ class Study:
         if measured:
             provenance = _provenance(engine) if engine else self.provenance
             if rows is not None:
-                provenance = {**provenance, **{name: " and ".join(rows[name].unique()) for name in ("device", "engine")}}
+                told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
+                provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
             sign(figure, provenance)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
