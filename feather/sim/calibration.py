@@ -69,7 +69,8 @@ TILES = (1, 8, 16, 32, 64)
 
 def this_cpu(rows: pd.DataFrame) -> Device:
     """A device whose rates are fitted to the rows that are not held out: seconds per step, per row, per byte of keys and
-    values read, per byte from DRAM (weights, and keys and values), per FLOP of the linear layers and of attention: a non-negative least-squares fit of
+    values read, per byte from DRAM (weights, and keys and values), per FLOP of the linear layers and of attention: a
+    non-negative least-squares fit of
     the *relative* error, for the loop order and query tile that fit best. Cores hide little latency, so times add up, and compute no
     query that nobody asked for. The size of the last-level cache is the one that the system tells."""
     fitted = rows[~rows["held_out"]]

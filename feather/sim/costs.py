@@ -32,7 +32,7 @@ class SchedulingCosts:
         if kind not in self._queue:
             raise ValueError(
                 f"no scheduling costs of a queue of kind {kind!r}, only of: {', '.join(sorted(self._queue))}; "
-                f"measure it (python -m benchmarks.scheduling_costs --write), or use scheduling='free'"
+                "measure it (python -m benchmarks.scheduling_costs --write), or use scheduling='free'"
             )
         features = _features(*work)
         return float(self._queue[kind] @ features), float(self._engine @ features)
