@@ -35,7 +35,6 @@ from feather.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, DECODE = 8, 8_000, (8, 64)  # decode tokens: uniform, both included
 LOAD = 0.8  # of FCFS's capacity
-BURSTINESS = 0.01  # shape of the gamma-distributed gaps between arrivals: bursts of about a hundred; 1 is a Poisson process
 MIX = {"serve": 0.93, "leave": 0.05, "nonsense": 0.01, "too long": 0.01}
 PATIENCE = 1.0  # mean seconds, exponential, until a client that leaves does
 NONSENSE = (
@@ -65,9 +64,10 @@ class Phase:
 class Clients:
     """Everybody who talks to one server."""
 
-    def __init__(self, server: Server, prefixes: list[list[int]]):
+    def __init__(self, server: Server, prefixes: list[list[int]], burstiness: float):
         self.server = server
         self.prefixes = prefixes
+        self.burstiness = burstiness
 
     def run(self, requests: int, seed: int, per_second: float = float("inf"), mix: dict[str, float] = MIX) -> Phase:
         """A phase to its end, the same for the same seed but for how long the server takes."""
@@ -95,7 +95,7 @@ class Clients:
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(HUNG)) as session:
             watch = asyncio.create_task(self._watch_queue(session, phase))
             tasks = []
-            async for sample, _ in get_request(samples, per_second, BURSTINESS):
+            async for sample, _ in get_request(samples, per_second, self.burstiness):
                 place = int(sample.request_id)
                 nonsense = NONSENSE[place % len(NONSENSE)]
                 client = self._client(session, phase, sample, kinds[place], patience[place], nonsense)
@@ -164,16 +164,16 @@ class Clients:
                     reply.raise_for_status()
 
 
-def run(minutes: float, rounds: int) -> dict:
-    if minutes <= 0 or rounds < 1:
-        raise SystemExit(f"--minutes {minutes:g} must be above 0 and --rounds {rounds} at least 1")
+def run(minutes: float, rounds: int, burstiness: float) -> dict:
+    if minutes <= 0 or rounds < 1 or burstiness <= 0:
+        raise SystemExit(f"--minutes {minutes:g} and --burstiness {burstiness:g} must be above 0 and --rounds {rounds} at least 1")
     prefixes = make_prefixes(GROUPS, PREFIX)
     per_phase = minutes * 60 / rounds / len(ARMS)
     with tempfile.TemporaryDirectory() as folder:
         clients: dict[str, Clients] = {}
         try:
             for arm, arguments in ARMS.items():
-                clients[arm] = Clients(Server(Path(folder), arm, arguments=arguments), prefixes)
+                clients[arm] = Clients(Server(Path(folder), arm, arguments=arguments), prefixes, burstiness)
                 clients[arm].warm_up()
             capacity = 96 / clients["fcfs"].run(96, seed=3).seconds
             for one in clients.values():  # thrown away: as many requests at once as there will ever be
@@ -194,7 +194,7 @@ def run(minutes: float, rounds: int) -> dict:
         finally:
             for one in clients.values():
                 one.server.stop()
-    return report(saturated, bursty, begun, ended, fell_back)
+    return {"burstiness": burstiness, **report(saturated, bursty, begun, ended, fell_back)}
 
 
 def report(saturated: dict, bursty: dict, begun: dict, ended: dict, fell_back: float | None) -> dict:
@@ -255,4 +255,6 @@ if __name__ == "__main__":
         "benchmarks.serving", __doc__.splitlines()[0].split(":")[0], run, show,
         minutes={"type": float, "default": 10, "help": "how long the load lasts, both servers together (default 10)"},
         rounds={"type": int, "default": 5, "help": "turns that the two servers take (default 5)"},
+        burstiness={"type": float, "default": 0.01, "help": "shape of the gamma-distributed gaps between arrivals: about the inverse of "
+                    "a burst's requests, 1 for a Poisson process (default 0.01)"},
     )  # fmt: skip

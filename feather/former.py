@@ -6,12 +6,13 @@ what became of every step (``formed``, ``ran``).
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from itertools import count
 from typing import NamedTuple
 
 from feather.agent import BatchState, Decision, Policy, Step
 from feather.cht import Candidate, ChunkedHashTree
+from feather.turns import Turns
 
 _UNKNOWN = object()
 _FEW = 0.1  # share of the batch
@@ -25,6 +26,7 @@ class Formed(NamedTuple):
     phase: int
     settled: bool
     alone: bool
+    saturated: bool
 
 
 class BatchFormer:
@@ -42,9 +44,14 @@ class BatchFormer:
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
     from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
 
-    **Fairness.** A request's turn under first come, first served is when as many requests have left the queue as came
-    before it. Once that is ``max_wait`` seconds past, the request goes next, whatever its prefix and whatever the policy
-    says; once half of that is past, a policy that commits replenishes its batch no more, so that the next one begins
+    **Bursts.** While the engine keeps up, throughput is not what its users are short of. Where queues have been seen to end, the
+    next is taken for a burst until ``saturated_after`` times as many requests have been admitted from it as run. If the policy
+    fills, a burst is served in sweeps: who comes while others wait goes into the tree once those have gone. Otherwise relatives of
+    what runs would overtake for as long as they keep coming, which is what makes the tails of prefix-aware queues. (Of disk arms
+    this is known as N-step SCAN: Teorey and Pinkerton, CACM 15(3), 1972.)
+
+    **Fairness.** Once a request's turn under first come, first served (``Turns``) is ``max_wait`` seconds past, it goes
+    next, whatever its prefix and whatever the policy says; once half of that is past, a policy that commits replenishes its batch no more, so that the next one begins
     with that request. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still
     served in the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
 
@@ -53,6 +60,7 @@ class BatchFormer:
         order: of the tree, see ``ChunkedHashTree``.
         straggler_share: 0 … 1.
         max_wait: seconds.
+        saturated_after: batches; 0: no queue is a burst.
         max_batch: requests that the engine can run at once; a full batch is nobody's decision.
         clock: seconds.
         kv_use: gives the share of the KV cache in use, for a policy that is ``wide``.
@@ -64,6 +72,7 @@ class BatchFormer:
         order: str = "cost",
         straggler_share: float = 0.5,
         max_wait: float = float("inf"),
+        saturated_after: float = 0.0,
         max_batch: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
         kv_use: Callable[[], float] = lambda: 0.0,
@@ -73,12 +82,15 @@ class BatchFormer:
         self.straggler_share = straggler_share
         self.max_wait = max_wait
         self.max_batch = max_batch
+        self.saturated_after = saturated_after
         self.decisions = 0  # made so far, each asked for any number of times
         self._clock = clock
         self._kv_use = kv_use
         self._preempted: dict[Hashable, int] = {}  # waiting again, with their arrival numbers
-        self._turns: deque[float] = deque()  # when the requests numbered from `_first_turn` on had their turn
-        self._first_turn = 0
+        self._turns = Turns(clock)
+        self._numbers = count()  # of arrivals
+        self._later: dict[Hashable, tuple[Iterable[Hashable], int]] = {}  # for the next sweep: path, arrival
+        self._admitted = float("inf")  # since the queue was last empty, which it has not been yet
         self._since: dict[Hashable, float] = {}  # when the waiting requests came
         self._retired: dict[Hashable, tuple[int, list[Hashable]]] = {}  # running, but out of the tree: arrival, path
         self._peak = 0  # largest size of the present batch
@@ -96,22 +108,33 @@ class BatchFormer:
 
     def wait(self, request_id: Hashable, path: Iterable[Hashable], arrival: int | None = None) -> None:
         """A request starts waiting; ``arrival`` as ``cancel`` gave it, for one that was here before."""
-        self.tree.insert(request_id, path, arrival)
         self._since[request_id] = self._clock()
         if arrival is not None:
-            self._came_back()
+            self._turns.take_back()
+            self.tree.insert(request_id, path, arrival)
+        else:
+            number = next(self._numbers)
+            if number and not self.waiting:
+                self._admitted = 0
+            self._later[request_id] = path, number
+            if not self._sweeping:
+                self._begin_sweep()
         self._next = _UNKNOWN
 
     def cancel(self, request_id: Hashable) -> int:
         """A waiting request is withdrawn. Returns its arrival number, to wait again with."""
         self._next = _UNKNOWN
-        self._turns.append(self._clock())
+        self._turns.give()
         self._preempted.pop(request_id, None)
         self._since.pop(request_id, None)
+        if request_id in self._later:
+            return self._later.pop(request_id)[1]
         return self.tree.remove(request_id)
 
     def start(self, request_id: Hashable) -> None:
         """The engine has admitted a waiting request."""
+        if request_id in self._later:
+            self.tree.insert(request_id, *self._later.pop(request_id))
         if request_id == self._next:
             if self._asked is not None and self._asked.state.tip_loss and not self._fills:
                 self._in_effect.append((self._asked, set(self.running)))
@@ -123,7 +146,8 @@ class BatchFormer:
             self._retire_all(but=request_id)
         self._preempted.pop(request_id, None)
         self._since.pop(request_id, None)
-        self._turns.append(self._clock())
+        self._turns.give()
+        self._admitted += 1
         self._peak = max(self._peak, len(self.tree.active))
         self._next = _UNKNOWN
 
@@ -143,13 +167,23 @@ class BatchFormer:
             self.tree.insert(request_id, path, arrival)
         self._preempted[request_id] = self.tree.arrival(request_id)
         self._since[request_id] = self._clock()
-        self._came_back()
+        self._turns.take_back()
         self._left(request_id)
 
     @property
     def running(self) -> set[Hashable]:
         """Ids of all requests that have started and not finished, retired ones included."""
         return self.tree.active | self._retired.keys()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, those for the next sweep included."""
+        return len(self.tree.waiting) + len(self._later)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether there is a queue that is no burst."""
+        return self.waiting > 0 and not self._may_be_a_burst
 
     # -- what to do next -------------------------------------------------------------------------------------------
 
@@ -178,12 +212,13 @@ class BatchFormer:
 
     def oldest(self) -> Hashable:
         """The id of the request that has waited longest. Raises LookupError where none waits."""
+        self._begin_sweep_if_due()
         return self.tree.oldest()
 
     def question(self, candidate: Candidate) -> BatchState:
         """What the policy is asked about a candidate."""
         tree = self.tree
-        state = BatchState(len(tree.active), candidate.tip_before - candidate.tip_after, candidate.sharing, len(tree.waiting),
+        state = BatchState(len(tree.active), candidate.tip_before - candidate.tip_after, candidate.sharing, self.waiting,
                            len(self._retired))
         if not self.policy.wide:
             return state
@@ -193,11 +228,12 @@ class BatchFormer:
 
     def _decide(self) -> Hashable | None:
         self._seeds_a_batch, self._asked = False, None
+        self._begin_sweep_if_due()
         if not self.tree.waiting:
             return None
         if self._preempted:
             return min(self._preempted, key=self._preempted.__getitem__)
-        overdue = self._seconds_past_turn()
+        overdue = self._turns.seconds_past(self.tree.arrival(self.tree.oldest()))
         if overdue > self.max_wait:
             return self.tree.oldest()
         size = len(self.tree.active)
@@ -231,10 +267,10 @@ class BatchFormer:
         if self._next is None and self._asked is not None:
             decisions += (self._asked,)
         size = len(self.tree.active) + len(self._retired)
-        contended = bool(self.tree.waiting) or size >= self.max_batch
+        contended = self.waiting > 0 or size >= self.max_batch
         settled = len(self._before_phase) <= _FEW * size
         alone = len(self._retired) <= _FEW * size
-        return Formed(decisions, contended, self._phase, settled, alone)
+        return Formed(decisions, contended, self._phase, settled, alone, self.saturated)
 
     def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
@@ -265,19 +301,21 @@ class BatchFormer:
             self._peak, self._stopped, self._shrunk = 0, False, False
         self._next = _UNKNOWN
 
-    # -- fairness ----------------------------------------------------------------------------------------------------
+    # -- sweeps ------------------------------------------------------------------------------------------------------
 
-    def _seconds_past_turn(self) -> float:
-        """How long ago the oldest waiting request had its turn."""
-        number = self.tree.arrival(self.tree.oldest())
-        while self._turns and self._first_turn < number:
-            self._turns.popleft()
-            self._first_turn += 1
-        return self._clock() - self._turns[0] if number <= self._first_turn and self._turns else 0.0
+    @property
+    def _sweeping(self) -> bool:
+        return self._fills and self._may_be_a_burst
 
-    def _came_back(self) -> None:
-        """A request that had left the queue is in it again: one turn fewer has been given."""
-        if self._turns:
-            self._turns.pop()
-        else:
-            self._first_turn -= 1
+    @property
+    def _may_be_a_burst(self) -> bool:
+        return self._admitted < self.saturated_after * (len(self.tree.active) + len(self._retired))
+
+    def _begin_sweep_if_due(self) -> None:
+        if self._later and not (self.tree.waiting and self._sweeping):
+            self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        for request_id, (path, arrival) in self._later.items():
+            self.tree.insert(request_id, path, arrival)
+        self._later.clear()

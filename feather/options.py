@@ -49,6 +49,10 @@ class Options:
     max_wait: float = 10.0
     """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
     batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
+    saturated_after: float = 8.0
+    """batches; a queue that has not outlasted so many is taken for a burst (unless none has ended yet). In a burst the policy,
+    under its guard, stops nothing, and where nothing is stopped, who comes while others wait is served after those: more than the
+    bursts of a server that keeps up, few against an overload"""
     decision_budget: float = 0.1
     """seconds that a decision may take; three in a row that take longer end Feather's part, and vLLM's own queue takes
     over"""
@@ -72,6 +76,7 @@ class Options:
             ("min_batch", 1, None),
             ("straggler_share", 0, 1),
             ("max_wait", 0, None),
+            ("saturated_after", 0, None),
             ("decision_budget", 0, None),
         ):
             value = getattr(self, name)
@@ -109,4 +114,4 @@ class Options:
 
     def make_former(self, **engine: Any) -> BatchFormer:
         """``engine``: what only the engine knows, see ``BatchFormer``."""
-        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, **engine)
+        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, self.saturated_after, **engine)

@@ -176,6 +176,31 @@ def test_a_guard_without_results_never_stops():
     assert guard.fills and not guard.trials
 
 
+def test_a_burst_is_no_time_to_stop_a_batch_or_to_learn():
+    guard = Guard(Bandit(), fills=False)
+    guard.feedback(Step(tokens=16, seconds=0.1, saturated=False))
+    assert guard.fills and guard.decide(MIXES) and guard.phase == 1
+    assert not guard.learned()["fills"], "the policy is the incumbent all the same"
+    for _ in range(1000):
+        guard.feedback(Step(tokens=16, seconds=0.1, phase=1, saturated=False))
+    assert not guard.rates[True].value and not guard.trials
+    guard.feedback(Step(tokens=16, seconds=0.1, phase=1))
+    assert not guard.fills and guard.phase == 2
+
+
+@pytest.mark.parametrize("incumbent_fills", [True, False])
+def test_a_trial_that_the_end_of_saturation_interrupts_changes_no_incumbent(incumbent_fills):
+    guard = Guard(Bandit(), fills=incumbent_fills)
+    guard.rates[True].add(16, 0.1)
+    while not guard.on_trial:
+        guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
+    assert guard.fills is not incumbent_fills
+    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase, saturated=False))
+    assert guard.fills and not guard.on_trial and guard.learned()["fills"] is incumbent_fills
+    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
+    assert guard.fills is incumbent_fills and not guard.on_trial
+
+
 def test_results_that_stop_coming_end_the_policys_drive(caplog):
     guard = Guard(Bandit(), fills=False)
     assert not any(guard.decide(MIXES) for _ in range(1000))

@@ -1,5 +1,7 @@
 """Batch formation without an engine."""
 
+import random
+
 import pytest
 
 from feather.agent import BatchState, NeverStop, Policy, Threshold
@@ -161,6 +163,95 @@ def test_a_long_queue_for_everybody_is_still_served_in_tree_order():
     assert {name[0] for name in first} == {"0"}
 
 
+def bursty(saturated_after=4.0, policy=None):
+    """A queue has ended, and two of "a" run; b0 and a2 have come since, together, and a3 after them."""
+    former = BatchFormer(policy or NeverStop(), saturated_after=saturated_after)
+    for id_ in ("a0", "a1"):
+        former.wait(id_, "abc")
+    fill(former)
+    for id_, path in (("b0", "xyz"), ("a2", "abc")):
+        former.wait(id_, path)
+    assert former.next() == "a2", "a sweep is served in the order of the tree"
+    former.wait("a3", "abc")
+    assert former.waiting == 3
+    return former
+
+
+def test_in_a_burst_who_comes_while_others_wait_is_served_after_them():
+    assert fill(bursty()) == ["a2", "b0", "a3"]
+    assert fill(bursty(saturated_after=0.0)) == ["a2", "a3", "b0"]
+
+
+def test_a_queue_that_lasts_is_no_burst_and_relatives_overtake_in_it():
+    former = bursty(saturated_after=0.5)
+    assert not former.saturated
+    former.start("a2")
+    former.wait("b1", "xyz")
+    assert not former.saturated
+    former.start("b0")
+    assert former.saturated, "two of four have been admitted from this queue"
+    former.finish("b0")
+    assert fill(former) == ["a3", "b1"] and not former.saturated, "it has ended"
+    former.wait("b2", "xyz")
+    assert not former.saturated
+
+
+def test_the_first_queue_is_no_burst_since_none_has_ended_yet():
+    former = BatchFormer(NeverStop(), saturated_after=4.0)
+    for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc")):
+        former.wait(id_, path)
+    assert former.saturated and former.next() == "a0"
+    former.start("a0")
+    former.wait("a2", "abc")
+    assert fill(former) == ["a1", "a2", "b0"]
+
+
+def test_a_policy_that_stops_has_all_that_waits_before_it():
+    assert fill(bursty(policy=Recorder())) == ["a2", "a3"]
+
+
+def test_a_request_of_the_next_sweep_can_leave_come_back_and_be_started_unasked():
+    former = bursty()
+    former.wait("b1", "xyz")
+    former.wait("a3", "abc", former.cancel("a3"))
+    former.start("b1")
+    assert former.waiting == 3 and former.running == {"a0", "a1", "b1"}
+    former.cancel("a2")
+    assert former.waiting == 2 and set(fill(former)) == {"a3", "b0"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_everybody_is_served_once(seed):
+    draw, clock = random.Random(seed), Clock()
+    former = BatchFormer(NeverStop(), max_wait=4.0, max_batch=4, saturated_after=draw.choice([0.0, 5.0]), clock=clock)
+    waiting, running, done = set(), set(), []
+    for number in range(300):
+        clock.now += draw.random()
+        former.new_step()
+        if number < 200:
+            former.wait(number, draw.choice(["abc", "abd", "xyz"]))
+            waiting.add(number)
+        if waiting and draw.random() < 0.2:
+            one = draw.choice(sorted(waiting))
+            former.wait(one, "abc", former.cancel(one))
+        if running and draw.random() < 0.1:
+            one = draw.choice(sorted(running))
+            former.preempt(one)
+            running.remove(one)
+            waiting.add(one)
+        while len(running) < 4 and (one := former.next()) is not None:
+            former.start(one)
+            waiting.remove(one)
+            running.add(one)
+        assert former.waiting == len(waiting) and former.running == running
+        if running and (draw.random() < 0.6 or number >= 200):
+            for one in sorted(running)[:2]:
+                former.finish(one)
+                running.remove(one)
+                done.append(one)
+    assert sorted(done) == list(range(200)) and not former.tree.nodes() and not former.waiting
+
+
 def test_a_preempted_request_goes_first_again():
     former = BatchFormer(NeverStop())
     for id_, path in (("a", "abc"), ("b", "xyz"), ("c", "abc")):
@@ -205,6 +296,7 @@ def test_the_threshold_counts_tokens_load_and_the_floor():
         ({"chunk_size": 512.0}, "chunk_size=512.0 must be of type int"),
         ({"chunk_size": True}, "chunk_size=True must be of type int"),
         ({"min_batch": 0}, "min_batch=0 must be at least 1"),
+        ({"saturated_after": -1.0}, "saturated_after=-1.0 must be at least 0"),
         ({"max_wait": -1.0}, "max_wait=-1.0 must be at least 0"),
         ({"straggler_share": float("nan")}, "straggler_share=nan must be from 0 to 1"),
         ({"order": "random"}, "order='random' must be one of: cost, tip"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["core", "workloads", "kernels", "vllm", "sglang", "studies", "artifact"]
-CORE = {"hashing", "cht", "agent", "former", "admission", "memory", "options"}
+CORE = {"hashing", "cht", "agent", "former", "turns", "admission", "memory", "options"}
 STEP_MODEL = {"feather.sim", "feather.sim.hardware", "feather.sim.steptime"}  # the rest of feather.sim drives an engine, as studies do
 
 

@@ -28,6 +28,9 @@ class Guard(Policy):
     stopping also if it was equal. After a trial that failed the next one waits twice as long; and again ``first`` once never
     stopping gives another throughput than it did, or the policy less than never stopping did.
 
+    In a burst never stopping drives, the incumbent or not, and nothing is learned: while the engine keeps up, what is held back
+    only waits longer.
+
     Only steps count that had more requests than fit, since any others would have been the same under both. What prefill takes
     is left out, by an estimate of its cost per token: a trial begins with some, and either would have had to do it.
 
@@ -62,6 +65,7 @@ class Guard(Policy):
     """seconds that may be lost to a trial"""
     regret: float = 0.0
     """seconds that the present trial has lost"""
+    _resting: bool = False  # the policy is the incumbent, and never stopping drives for want of saturation
     _wait: float = 0.0
     _since_trial: float = 0.0
     _settling_regret: float = 0.0
@@ -105,7 +109,13 @@ class Guard(Policy):
             return
         if not self.fills:
             self.policy.feedback(step)
-        if not step.contended:
+        if not step.saturated:
+            self._rest()
+        if not (step.saturated and step.contended):
+            return
+        if self._resting:
+            self._resting = False
+            self._switch()
             return
         seconds = self._decoding_seconds(step)
         if not seconds:
@@ -196,6 +206,18 @@ class Guard(Policy):
         self.rates[self.fills] = Rate(5 * self.enough)
         self._unsettled = 0.0
 
+    # -- neither does --------------------------------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        """Never stopping drives until there is something to gain; a trial that has begun is paid for and says nothing."""
+        self._resting |= self.fills == self.on_trial
+        if self.on_trial:
+            self.on_trial = False
+            self._since_trial = 0.0
+            self.budget -= max(self.regret, 0.0)
+        if not self.fills:
+            self._switch()
+
     # -- what a step is worth ------------------------------------------------------------------------------------------
 
     def _is_settled(self, step: Step, seconds: float) -> bool:
@@ -220,7 +242,7 @@ class Guard(Policy):
 
     def learned(self) -> dict:
         inner = None if self.policy.kind is None else self.policy.learned()
-        return {"fills": self.fills != self.on_trial, "policy": [self.policy.kind, inner]}
+        return {"fills": self.fills != (self.on_trial or self._resting), "policy": [self.policy.kind, inner]}
 
     def restore(self, learned: dict) -> None:
         kind, inner = learned["policy"]

@@ -18,7 +18,7 @@ from feather.sim.rows import Rows
 from feather.sim.steptime import Batch, StepModel
 
 _STRIDE = 16  # steps between two looks at the queue while nobody comes or leaves: time alone changes little
-PATIENT = Options(policy="never_stop", max_wait=float("inf"))
+PATIENT = Options(policy="never_stop", max_wait=float("inf"), saturated_after=0.0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Formation:
     def __init__(self, steps: StepModel, traffic: Traffic, policy: Policy, seed: int, kv_tokens: float = float("inf"),
                  options: Options = PATIENT):  # fmt: skip
         self.steps, self.traffic, self.kv_tokens = steps, traffic, kv_tokens
-        self.former = BatchFormer(policy, options.order, options.straggler_share, options.max_wait, traffic.max_batch,
+        self.former = BatchFormer(policy, options.order, options.straggler_share, options.max_wait, options.saturated_after, traffic.max_batch,
                                   lambda: self.now, lambda: self.kv_use)  # fmt: skip
         self.now = 0.0
         self.tokens = 0
