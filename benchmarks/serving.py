@@ -64,7 +64,7 @@ class Phase:
 class Clients:
     """Everybody who talks to one server."""
 
-    def __init__(self, server: Server, prefixes: list[list[int]], burstiness: float):
+    def __init__(self, server: Server, prefixes: list[list[int]], burstiness: float = 1.0):
         self.server = server
         self.prefixes = prefixes
         self.burstiness = burstiness
