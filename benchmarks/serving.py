@@ -1,7 +1,7 @@
 """The OpenAI server under Feather and under vLLM's own scheduler: ``python -m benchmarks.serving [--minutes N] [--json]``.
 
 Both servers are alive, one at a time is under load, in turns: in every round each is first *saturated* (all requests at
-once: throughput, and what 100 % load is) and then sees *bursty* arrivals at 80 % of what FCFS was measured to serve (the
+once: throughput, and what 100 % load is; below 256 of them they are a burst to Feather) and then sees *bursty* arrivals at 80 % of what FCFS was measured to serve (the
 tails). Requests share 8 prefixes of 8 000 tokens, which the prefix cache holds, and ask for mixed numbers of tokens. Some
 clients give up, some send nonsense, some ask for more than the model's length.
 

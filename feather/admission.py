@@ -4,7 +4,7 @@ passes over, and a watch over decisions that fail or take too long."""
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from feather.former import BatchFormer
+from feather.former import BatchFormer, Formed
 
 _OVERRUNS = 3
 
@@ -127,6 +127,10 @@ class Admission:
             key = self.former.oldest()
         self.stops += decided and key is None
         return key
+
+    def formed(self) -> Formed:
+        """The step has been scheduled: see ``BatchFormer.formed``."""
+        return self.former.formed(len(self._waiting) - len(self._offered))
 
     def _may_stop(self) -> bool:
         if not self._by_priority or not self._running:

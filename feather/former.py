@@ -7,7 +7,6 @@ what became of every step (``formed``, ``ran``).
 
 import time
 from collections.abc import Callable, Hashable, Iterable
-from itertools import count
 from typing import NamedTuple
 
 from feather.agent import BatchState, Decision, Policy, Step
@@ -26,7 +25,7 @@ class Formed(NamedTuple):
     phase: int
     settled: bool
     alone: bool
-    saturated: bool
+    burst: bool
 
 
 class BatchFormer:
@@ -44,16 +43,17 @@ class BatchFormer:
     **A policy that fills** (``Policy.fills``) means the batch to be all that runs: nobody is retired, and where it takes over
     from one that stops, those who were retired speak again. Where it gives way, all that runs is retired.
 
-    **Bursts.** While the engine keeps up, throughput is not what its users are short of. Where queues have been seen to end, the
-    next is taken for a burst until ``saturated_after`` times as many requests have been admitted from it as run. If the policy
-    fills, a burst is served in sweeps: who comes while others wait goes into the tree once those have gone. Otherwise relatives of
-    what runs would overtake for as long as they keep coming, which is what makes the tails of prefix-aware queues. (Of disk arms
-    this is known as N-step SCAN: Teorey and Pinkerton, CACM 15(3), 1972.)
+    **Bursts.** While the engine keeps up, little is gained by throughput, and tails are what its users notice. Once a queue has been
+    seen to end (a step with nobody waiting and room for more), the next is a burst until it amounts to ``saturated_after`` times
+    the largest batch. If the policy fills, a burst is served in sweeps: who comes while others wait goes into the tree once
+    those have gone. Otherwise relatives of what runs would overtake for as long as they keep coming, which is what makes the
+    tails of prefix-aware queues. (Disk arms are scheduled like that under the name of FSCAN.)
 
     **Fairness.** Once a request's turn under first come, first served (``Turns``) is ``max_wait`` seconds past, it goes
-    next, whatever its prefix and whatever the policy says; once half of that is past, a policy that commits replenishes its batch no more, so that the next one begins
-    with that request. What it waits because of its prefix is so bounded, while a queue that is long for everybody is still
-    served in the order of the tree. Preempted requests, which had their turn, go before all others, as they do in vLLM.
+    next, whatever its prefix and whatever the policy says; once half of that is past, a policy that commits replenishes its
+    batch no more, so that the next one begins with that request. What it waits because of its prefix is so bounded, while a
+    queue that is long for everybody is still served in the order of the tree. Preempted requests, which had their turn, go
+    before all others, as they do in vLLM.
 
     Args:
         policy: when to stop.
@@ -88,9 +88,11 @@ class BatchFormer:
         self._kv_use = kv_use
         self._preempted: dict[Hashable, int] = {}  # waiting again, with their arrival numbers
         self._turns = Turns(clock)
-        self._numbers = count()  # of arrivals
+        self._came = 0  # requests so far: the next one's arrival number
         self._later: dict[Hashable, tuple[Iterable[Hashable], int]] = {}  # for the next sweep: path, arrival
-        self._admitted = float("inf")  # since the queue was last empty, which it has not been yet
+        self._swept = 0  # arrival number that the present sweep ends before
+        self._admitted = float("inf")  # from the present queue; the first is no burst: nothing is known yet
+        self._largest = 0  # batch so far
         self._since: dict[Hashable, float] = {}  # when the waiting requests came
         self._retired: dict[Hashable, tuple[int, list[Hashable]]] = {}  # running, but out of the tree: arrival, path
         self._peak = 0  # largest size of the present batch
@@ -108,17 +110,20 @@ class BatchFormer:
 
     def wait(self, request_id: Hashable, path: Iterable[Hashable], arrival: int | None = None) -> None:
         """A request starts waiting; ``arrival`` as ``cancel`` gave it, for one that was here before."""
-        self._since[request_id] = self._clock()
-        if arrival is not None:
-            self._turns.take_back()
-            self.tree.insert(request_id, path, arrival)
+        if request_id in self._later:
+            raise ValueError(f"request {request_id!r} waits already")
+        came_back = arrival is not None
+        if not came_back:
+            arrival = self._came
+        if self._sweeping and arrival >= self._swept:
+            self._later[request_id] = path, arrival
         else:
-            number = next(self._numbers)
-            if number and not self.waiting:
-                self._admitted = 0
-            self._later[request_id] = path, number
-            if not self._sweeping:
-                self._begin_sweep()
+            self.tree.insert(request_id, path, arrival)
+        if came_back:
+            self._turns.take_back()
+        else:
+            self._came += 1
+        self._since[request_id] = self._clock()
         self._next = _UNKNOWN
 
     def cancel(self, request_id: Hashable) -> int:
@@ -148,6 +153,7 @@ class BatchFormer:
         self._since.pop(request_id, None)
         self._turns.give()
         self._admitted += 1
+        self._largest = max(self._largest, len(self.running))
         self._peak = max(self._peak, len(self.tree.active))
         self._next = _UNKNOWN
 
@@ -181,9 +187,9 @@ class BatchFormer:
         return len(self.tree.waiting) + len(self._later)
 
     @property
-    def saturated(self) -> bool:
-        """Whether there is a queue that is no burst."""
-        return self.waiting > 0 and not self._may_be_a_burst
+    def burst(self) -> bool:
+        """Whether the queue, if there is one, is taken for a burst."""
+        return self._admitted + self.waiting < self.saturated_after * self._largest
 
     # -- what to do next -------------------------------------------------------------------------------------------
 
@@ -200,6 +206,7 @@ class BatchFormer:
     def new_step(self) -> None:
         """The engine begins another scheduling step: time has passed, so a stop may be void by now."""
         self._next = _UNKNOWN
+        self._begin_sweep_if_due()
         if self.policy.phase != self._phase:
             self._phase = self.policy.phase
             self._before_phase = set(self.running)
@@ -254,8 +261,9 @@ class BatchFormer:
 
     # -- what became of it -----------------------------------------------------------------------------------------
 
-    def formed(self) -> Formed:
-        """The engine has scheduled a step: what ``ran`` is to be given once the step's result is there.
+    def formed(self, elsewhere: int = 0) -> Formed:
+        """The engine has scheduled a step: what ``ran`` is to be given once the step's result is there. ``elsewhere``: requests
+        that wait and are kept from this former.
 
         Steps may be scheduled before the result of the one before is known; each keeps its own.
         """
@@ -267,10 +275,12 @@ class BatchFormer:
         if self._next is None and self._asked is not None:
             decisions += (self._asked,)
         size = len(self.tree.active) + len(self._retired)
-        contended = self.waiting > 0 or size >= self.max_batch
+        contended = self.waiting + elsewhere > 0 or size >= self.max_batch
+        if not contended:
+            self._admitted = 0
         settled = len(self._before_phase) <= _FEW * size
         alone = len(self._retired) <= _FEW * size
-        return Formed(decisions, contended, self._phase, settled, alone, self.saturated)
+        return Formed(decisions, contended, self._phase, settled, alone, contended and self.burst)
 
     def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
@@ -305,17 +315,11 @@ class BatchFormer:
 
     @property
     def _sweeping(self) -> bool:
-        return self._fills and self._may_be_a_burst
-
-    @property
-    def _may_be_a_burst(self) -> bool:
-        return self._admitted < self.saturated_after * (len(self.tree.active) + len(self._retired))
+        return self._fills and self.burst
 
     def _begin_sweep_if_due(self) -> None:
         if self._later and not (self.tree.waiting and self._sweeping):
-            self._begin_sweep()
-
-    def _begin_sweep(self) -> None:
-        for request_id, (path, arrival) in self._later.items():
-            self.tree.insert(request_id, path, arrival)
-        self._later.clear()
+            self._swept = self._came
+            while self._later:
+                request_id, (path, arrival) = self._later.popitem()
+                self.tree.insert(request_id, path, arrival)

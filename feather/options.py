@@ -50,9 +50,10 @@ class Options:
     """seconds that a request may wait past its turn in order of arrival because of its prefix. Several times what a
     batch takes, or order of arrival is all that is left; short against what a client waits before it gives up"""
     saturated_after: float = 8.0
-    """batches; a queue that has not outlasted so many is taken for a burst (unless none has ended yet). In a burst the policy,
-    under its guard, stops nothing, and where nothing is stopped, who comes while others wait is served after those: more than the
-    bursts of a server that keeps up, few against an overload"""
+    """batches; once a queue has been seen to end, the next is taken for a burst until it amounts to so many (those that have left it
+    and those that wait; of the largest size so far). In a burst a policy under its guard stops nothing, and where nothing is
+    stopped, who comes while others wait is served after those. 0: no queue is a burst. More than the bursts of a server that keeps
+    up, few against an overload"""
     decision_budget: float = 0.1
     """seconds that a decision may take; three in a row that take longer end Feather's part, and vLLM's own queue takes
     over"""

@@ -176,16 +176,38 @@ def test_a_guard_without_results_never_stops():
     assert guard.fills and not guard.trials
 
 
+def test_a_server_that_was_idle_before_is_driven_by_the_policy_once_the_queue_is_no_burst():
+    chosen = Options.from_mapping({})
+    engine = ToyEngine(chosen.make_former, 32, all_or_nothing)
+    engine.add(0, 4)
+    while engine.running or engine.waiting:
+        engine.step()
+    engine.former.formed()
+    number, begun = 0, engine.now
+    while engine.now < begun + 60.0:
+        while len(engine.waiting) + len(engine.running) < 64:
+            engine.add(number % 4, 16)
+            number += 1
+        engine.step()
+    assert not engine.former.policy.fills
+    mixed = [then for then, _, _, stopped in engine.history if not stopped]
+    assert sum(stopped for _, _, _, stopped in engine.history[:50]) == 0 and len(mixed) < len(engine.history) / 2
+
+
 def test_a_burst_is_no_time_to_stop_a_batch_or_to_learn():
     guard = Guard(Bandit(), fills=False)
-    guard.feedback(Step(tokens=16, seconds=0.1, saturated=False))
+    guard.feedback(Step(tokens=16, seconds=0.1, burst=True))
     assert guard.fills and guard.decide(MIXES) and guard.phase == 1
     assert not guard.learned()["fills"], "the policy is the incumbent all the same"
     for _ in range(1000):
-        guard.feedback(Step(tokens=16, seconds=0.1, phase=1, saturated=False))
+        guard.feedback(Step(tokens=16, seconds=0.1, phase=1, burst=True))
     assert not guard.rates[True].value and not guard.trials
+    guard.feedback(Step(tokens=16, seconds=0.1, phase=1, contended=False))
+    assert guard.fills, "nobody waits"
     guard.feedback(Step(tokens=16, seconds=0.1, phase=1))
     assert not guard.fills and guard.phase == 2
+    guard.feedback(Step(tokens=1, seconds=9.0, phase=2, settled=False))
+    assert guard.budget == 0, "what never stopping had let in"
 
 
 @pytest.mark.parametrize("incumbent_fills", [True, False])
@@ -195,7 +217,7 @@ def test_a_trial_that_the_end_of_saturation_interrupts_changes_no_incumbent(incu
     while not guard.on_trial:
         guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
     assert guard.fills is not incumbent_fills
-    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase, saturated=False))
+    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase, burst=True))
     assert guard.fills and not guard.on_trial and guard.learned()["fills"] is incumbent_fills
     guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
     assert guard.fills is incumbent_fills and not guard.on_trial

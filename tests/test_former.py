@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from feather.admission import Admission
 from feather.agent import BatchState, NeverStop, Policy, Threshold
 from feather.former import BatchFormer
 from feather.options import Options
@@ -169,8 +170,10 @@ def bursty(saturated_after=4.0, policy=None):
     for id_ in ("a0", "a1"):
         former.wait(id_, "abc")
     fill(former)
+    assert not former.formed().contended
     for id_, path in (("b0", "xyz"), ("a2", "abc")):
         former.wait(id_, path)
+    former.new_step()
     assert former.next() == "a2", "a sweep is served in the order of the tree"
     former.wait("a3", "abc")
     assert former.waiting == 3
@@ -180,27 +183,56 @@ def bursty(saturated_after=4.0, policy=None):
 def test_in_a_burst_who_comes_while_others_wait_is_served_after_them():
     assert fill(bursty()) == ["a2", "b0", "a3"]
     assert fill(bursty(saturated_after=0.0)) == ["a2", "a3", "b0"]
+    assert bursty().formed().burst and not bursty(saturated_after=0.0).formed().burst
 
 
-def test_a_queue_that_lasts_is_no_burst_and_relatives_overtake_in_it():
-    former = bursty(saturated_after=0.5)
-    assert not former.saturated
-    former.start("a2")
+def test_a_queue_of_so_many_batches_is_no_burst_and_relatives_overtake_in_it():
+    former = bursty()
     former.wait("b1", "xyz")
-    assert not former.saturated
-    former.start("b0")
-    assert former.saturated, "two of four have been admitted from this queue"
-    former.finish("b0")
-    assert fill(former) == ["a3", "b1"] and not former.saturated, "it has ended"
-    former.wait("b2", "xyz")
-    assert not former.saturated
+    for number in range(3):
+        assert former.formed().burst, f"{4 + number} of 8"
+        former.wait(f"c{number}", "uvw")
+    former.wait("a4", "abc")
+    assert not former.formed().burst
+    former.new_step()
+    assert fill(former)[:3] == ["a2", "a3", "a4"]
+    assert not former.formed().contended
+    former.wait("d1", "abc")
+    assert former.formed().burst
+
+
+def test_a_full_batch_whose_queue_is_empty_for_a_moment_ends_no_queue():
+    former = BatchFormer(NeverStop(), saturated_after=4.0, max_batch=2)
+    for number in range(9):
+        former.wait(number, "abc")
+    for number in range(9):
+        former.start(number)
+        former.formed()
+        if number:
+            former.finish(number)
+    former.wait(9, "abc")
+    former.start(9)
+    assert former.formed().contended
+    former.wait(10, "abc")
+    assert not former.formed().burst
+
+
+def test_a_queue_of_lower_priority_is_a_queue():
+    admission = Admission(BatchFormer(NeverStop(), saturated_after=4.0), by_priority=True)
+    for key, priority in (("urgent", 0), ("patient", 1)):
+        admission.wait(key, lambda: "abc", priority)
+    admission.start(admission.next(busy=False))
+    formed = admission.formed()
+    assert formed.contended and not formed.burst, "patient waits, although the former has not seen it yet"
+    admission.start(admission.next(busy=True))
+    assert not admission.formed().contended
 
 
 def test_the_first_queue_is_no_burst_since_none_has_ended_yet():
     former = BatchFormer(NeverStop(), saturated_after=4.0)
     for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc")):
         former.wait(id_, path)
-    assert former.saturated and former.next() == "a0"
+    assert not former.formed().burst
     former.start("a0")
     former.wait("a2", "abc")
     assert fill(former) == ["a1", "a2", "b0"]
@@ -213,11 +245,12 @@ def test_a_policy_that_stops_has_all_that_waits_before_it():
 def test_a_request_of_the_next_sweep_can_leave_come_back_and_be_started_unasked():
     former = bursty()
     former.wait("b1", "xyz")
+    with pytest.raises(ValueError, match="'a3' waits already"):
+        former.wait("a3", "abc")
     former.wait("a3", "abc", former.cancel("a3"))
     former.start("b1")
     assert former.waiting == 3 and former.running == {"a0", "a1", "b1"}
-    former.cancel("a2")
-    assert former.waiting == 2 and set(fill(former)) == {"a3", "b0"}
+    assert fill(former) == ["b0", "a2", "a3"], "b0 is b1's relative, and a3 is still of the next sweep"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -249,6 +282,7 @@ def test_whatever_happens_everybody_is_served_once(seed):
                 former.finish(one)
                 running.remove(one)
                 done.append(one)
+        former.formed()
     assert sorted(done) == list(range(200)) and not former.tree.nodes() and not former.waiting
 
 

@@ -29,7 +29,7 @@ class Guard(Policy):
     stopping gives another throughput than it did, or the policy less than never stopping did.
 
     In a burst never stopping drives, the incumbent or not, and nothing is learned: while the engine keeps up, what is held back
-    only waits longer.
+    only waits longer. What the policy then finds in the batch is not charged to it.
 
     Only steps count that had more requests than fit, since any others would have been the same under both. What prefill takes
     is left out, by an estimate of its cost per token: a trial begins with some, and either would have had to do it.
@@ -65,7 +65,8 @@ class Guard(Policy):
     """seconds that may be lost to a trial"""
     regret: float = 0.0
     """seconds that the present trial has lost"""
-    _resting: bool = False  # the policy is the incumbent, and never stopping drives for want of saturation
+    _resting: bool = False  # the policy is the incumbent, and never stopping drives because of a burst
+    _resumed: bool = False  # the policy drives again, and what runs is not yet its own
     _wait: float = 0.0
     _since_trial: float = 0.0
     _settling_regret: float = 0.0
@@ -109,13 +110,13 @@ class Guard(Policy):
             return
         if not self.fills:
             self.policy.feedback(step)
-        if not step.saturated:
+        if step.burst:
             self._rest()
-        if not (step.saturated and step.contended):
+        if step.burst or not step.contended:
             return
         if self._resting:
-            self._resting = False
-            self._switch()
+            self._resting, self._resumed = False, True
+            self._change_driver()
             return
         seconds = self._decoding_seconds(step)
         if not seconds:
@@ -135,9 +136,10 @@ class Guard(Policy):
 
     def _reign(self, lost: float, settled_seconds: float) -> None:
         if not settled_seconds:
-            if not self.fills:
+            if not (self.fills or self._resumed):
                 self.budget -= max(lost, 0.0)  # what never stopping has left in the batch
             return
+        self._resumed = False
         self._since_trial += settled_seconds
         self.budget = min(self.budget + self.share * settled_seconds, self.share * self.rarest)
         if self._since_trial < min(self.enough, self.first):
@@ -201,9 +203,12 @@ class Guard(Policy):
             self._wait = self.rarest * min(max(self._usual / never, 1.0), _RARER) if never else self.rarest
 
     def _switch(self) -> None:
+        self._change_driver()
+        self.rates[self.fills] = Rate(5 * self.enough)
+
+    def _change_driver(self) -> None:
         self.fills = not self.fills
         self.phase += 1
-        self.rates[self.fills] = Rate(5 * self.enough)
         self._unsettled = 0.0
 
     # -- neither does --------------------------------------------------------------------------------------------------
@@ -215,8 +220,9 @@ class Guard(Policy):
             self.on_trial = False
             self._since_trial = 0.0
             self.budget -= max(self.regret, 0.0)
+        self._since_trial = min(self._since_trial, self._wait - self.enough)  # the next one is judged by what comes after the burst
         if not self.fills:
-            self._switch()
+            self._change_driver()
 
     # -- what a step is worth ------------------------------------------------------------------------------------------
 

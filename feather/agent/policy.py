@@ -56,8 +56,8 @@ class Step(NamedTuple):
     """False while much of the batch was admitted in an earlier phase"""
     alone: bool = True
     """False while much of what ran were stragglers of earlier batches"""
-    saturated: bool = True
-    """whether the queue is more than a burst, so that throughput is what is short"""
+    burst: bool = False
+    """whether the queue is taken for a burst, so that tails are at stake, and throughput is not"""
 
 
 class Policy:

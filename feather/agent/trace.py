@@ -13,7 +13,7 @@ from feather.agent.policy import BatchState, Policy, Step
 class Traced(Policy):
     """A policy whose decisions are written down; otherwise it is that policy.
 
-    One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``fills`` (never
+    One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (never
     stopping drives), and ``decisions``, those made since the line before as [b, Δ, w, waiting, stragglers, added]. The file
     holds the last ``megabytes``, half of them perhaps in a second one, with ".1" behind its name.
 
@@ -39,6 +39,7 @@ class Traced(Policy):
             "seconds": round(step.seconds, 6),
             "prefill": step.prefill_tokens,
             "contended": step.contended,
+            "burst": step.burst,
             "fills": self.policy.fills,
             "decisions": self._asked,
         }

@@ -85,7 +85,7 @@ class FeatherPolicy:
         if not self._began:  # the batch was full, or nobody waits: SGLang has not asked
             self.admission.guarded(self._reconcile, waiting_queue)
         self._began = False
-        return self.admission.guarded(self.former.formed)
+        return self.admission.guarded(self.admission.formed)
 
     def ran(self, formed: Formed | None, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has given so many output tokens in so many seconds, and computed so many of prompts."""

@@ -18,7 +18,7 @@ def serve(engine, prefixes: list, requests: int, decode_tokens: tuple[int, int],
 
 
 def frame(steps: list[dict]) -> pd.DataFrame:
-    """One row per step: t (s since the first), tokens, seconds, prefill, contended, fills, throughput (tok/s)."""
+    """One row per step: t (s since the first), tokens, seconds, prefill, contended, burst, fills, throughput (tok/s)."""
     table = pd.DataFrame(steps).drop(columns="decisions")
     table["t"] -= table["t"].iloc[0]
     return table.assign(throughput=table["tokens"] / table["seconds"])
@@ -59,7 +59,7 @@ def decision_map(made: pd.DataFrame):
 
 def in_words(table: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
     """The minute in a few lines."""
-    decode = table[(table["prefill"] == 0) & table["contended"]]
+    decode = table[(table["prefill"] == 0) & table["contended"] & ~table["burst"]]
 
     def rate(part: pd.DataFrame) -> str:
         return f"{part['tokens'].sum() / part['seconds'].sum():.0f} tok/s" if len(part) else "never happened"
@@ -70,6 +70,7 @@ def in_words(table: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
         "of them with prefill": f"{(table['prefill'] > 0).mean():.0%}",
         "with more requests than fit": f"{table['contended'].mean():.0%}",
         "decisions; with shared prefix at stake": f"{len(made)}; {len(costly)}",
+        "in a burst": f"{table['burst'].mean():.0%}",
         "of the latter STOP": f"{(~costly['added'].astype(bool)).mean():.0%}" if len(costly) else "none",
         "decode throughput while never stopping drove": rate(decode[decode["fills"]]),
         "while the policy drove": rate(decode[~decode["fills"].astype(bool)]),

@@ -90,7 +90,7 @@ class FeatherQueue(RequestQueue):
 
     def _formed(self) -> Formed:
         self._settle()
-        return self.former.formed()
+        return self.admission.formed()
 
     def ran(self, formed: Formed | None, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has given so many output tokens in so many seconds, and computed so many of prompts."""
