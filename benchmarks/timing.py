@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,6 +32,7 @@ def main(module: str, description: str, run: Callable[..., dict], show: Callable
         parser.add_argument(f"--{name}", **settings)
     options = vars(parser.parse_args())
     as_json = options.pop("json")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started is stopped, as after an interrupt
     found = run(**options)
     if as_json:
         print(json.dumps(found, indent=1))
