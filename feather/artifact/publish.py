@@ -16,6 +16,8 @@ import pandas as pd
 
 from feather.artifact.plan import ROOT
 
+PAGES = ("README.md", "artifact.md")
+
 
 def publish(out: Path) -> Path:
     run = json.loads((out / "run.json").read_text())
@@ -25,6 +27,13 @@ def publish(out: Path) -> Path:
         raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
     if len(run["revisions"]) != 1 or run["revisions"][0].endswith("+"):
         raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision, without local changes")
+    modelled = run["backend"] == "sim"
+    prefix = "modelled-" if modelled else ""
+    claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
+    tables = {f"{prefix}claims": claims_table(claims), f"{prefix}times": times_table(run["seconds"])}
+    for name in tables:
+        if not any(f"<!-- {name} -->" in (ROOT / page).read_text() for page in PAGES):
+            raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
     device = re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
     target = ROOT / "data" / "recorded" / device
     target.mkdir(parents=True, exist_ok=True)
@@ -32,15 +41,11 @@ def publish(out: Path) -> Path:
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
-    modelled = run["backend"] == "sim"
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, figures / figure.name)
-    claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
-    prefix = "modelled-" if modelled else ""
-    tables = {f"{prefix}claims": claims_table(claims), f"{prefix}times": times_table(run["seconds"])}
-    for page in ("README.md", "artifact.md"):
+    for page in PAGES:
         fill(ROOT / page, tables)
     return target
 
@@ -50,8 +55,12 @@ def claims_table(claims: pd.DataFrame) -> str:
     for row in claims[claims["verdict"] != "not run here"].itertuples():
         here = f"{float(row.ours):.2f} {row.unit} [{float(row.low):.2f}, {float(row.high):.2f}]"
         lines.append(f"| {row.claim} | {row.text} | {row.paper} | {here} | {row.verdict} |")
-    idle = claims[claims["verdict"] == "not run here"]["claim"]
-    return "\n".join([*lines, "", f"Not run here: {', '.join(idle)}." if len(idle) else ""]).strip()
+    idle = claims[claims["verdict"] == "not run here"]
+    if len(idle):
+        lines += ["", "Not run here:", ""]
+        for why, those in idle.groupby("reason", sort=False):
+            lines.append(f"* {', '.join(those['claim'])}: " + (f"`{why}`" if why.startswith("./") else why))
+    return "\n".join(lines)
 
 
 def times_table(seconds: dict[str, int]) -> str:
