@@ -51,6 +51,7 @@ class Phase:
     seconds: float = 0.0
     fates: Counter = field(default_factory=Counter)
     """"served", "left", "refused" (as it should be) or "lost" → requests"""
+    why_lost: list[str] = field(default_factory=list)
     tokens: int = 0
     """given to those who were served"""
     too_many: int = 0
@@ -91,7 +92,8 @@ class Clients:
             for place, one in enumerate(prompts)
         ]
         np.random.seed(seed)  # what vLLM draws the arrivals from
-        connector = aiohttp.TCPConnector(limit=0)
+        # Idle connections are dropped before the server would (after 5 s): a request sent while it does so is lost on the way.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(HUNG)) as session:
             watch = asyncio.create_task(self._watch_queue(session, phase))
             tasks = []
@@ -109,10 +111,13 @@ class Clients:
             body = {"model": self.server.model, "prompt": prompt, "max_tokens": 8, **(nonsense if kind == "nonsense" else {})}
             try:
                 async with session.post(f"{self.server.url}/v1/completions", json=body) as reply:
+                    answer = f"status {reply.status}"
                     refused = 400 <= reply.status < 500
-            except (aiohttp.ClientError, TimeoutError):
-                refused = False
+            except (aiohttp.ClientError, TimeoutError) as error:
+                answer, refused = repr(error), False
             phase.fates["refused" if refused else "lost"] += 1
+            if not refused:
+                phase.why_lost.append(f"{kind}: {answer}")
             return
         wanted = RequestFuncInput(
             prompt=sample.prompt, api_url=f"{self.server.url}/v1/completions", prompt_len=sample.prompt_len,
@@ -126,6 +131,8 @@ class Clients:
             return
         if not found.success or found.output_tokens < wanted.output_len:
             phase.fates["lost"] += 1
+            told = found.error.strip().splitlines()[-1] if found.error.strip() else "no error"
+            phase.why_lost.append(f"{found.output_tokens} of {wanted.output_len} tokens: {told}")
             return
         phase.fates["served"] += 1
         phase.too_many += found.output_tokens > wanted.output_len
@@ -231,6 +238,7 @@ def report(saturated: dict, bursty: dict, begun: dict, ended: dict, fell_back: f
             arm: {
                 "requests": sum(phase.fates.total() for phases in (saturated, bursty) for phase in phases[arm]),
                 "throughput_tok_s": [round(phase.tokens / phase.seconds, 1) for phase in saturated[arm]],
+                "lost": [why for phases in (saturated, bursty) for phase in phases[arm] for why in phase.why_lost],
                 "offered_per_s": [round(phase.fates.total() / phase.seconds, 2) for phase in bursty[arm]],
                 **{name: [round(float(value(phase)), 4) for phase in bursty[arm]] for name, value in tails.items()},
                 "longest_ttft_s": round(max(max(phase.first_token) for phase in bursty[arm]), 3),

@@ -24,6 +24,12 @@ def spread(taken: list[float], digits: int = 3) -> dict[str, float]:
     return {name: round(float(value), digits) for name, value in found.items()}
 
 
+def _terminate(*_) -> None:
+    """What was started is stopped, as after an interrupt, and a second signal does not keep that from happening."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main(module: str, description: str, run: Callable[..., dict], show: Callable[[dict], None], **arguments: dict) -> None:
     """``arguments``: further options as name → keywords of ``add_argument``; ``run`` is called with their values by name."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
@@ -32,7 +38,7 @@ def main(module: str, description: str, run: Callable[..., dict], show: Callable
         parser.add_argument(f"--{name}", **settings)
     options = vars(parser.parse_args())
     as_json = options.pop("json")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started is stopped, as after an interrupt
+    signal.signal(signal.SIGTERM, _terminate)
     found = run(**options)
     if as_json:
         print(json.dumps(found, indent=1))

@@ -93,6 +93,7 @@ class BatchFormer:
         self._swept = 0  # arrival number that the present sweep ends before
         self._admitted = float("inf")  # from the present queue; the first is no burst: nothing is known yet
         self._largest = 0  # batch so far
+        self._elsewhere = 0  # requests that waited after the last step and were kept from here
         self._since: dict[Hashable, float] = {}  # when the waiting requests came
         self._retired: dict[Hashable, tuple[int, list[Hashable]]] = {}  # running, but out of the tree: arrival, path
         self._peak = 0  # largest size of the present batch
@@ -119,6 +120,7 @@ class BatchFormer:
             self._later[request_id] = path, arrival
         else:
             self.tree.insert(request_id, path, arrival)
+            self._swept = max(self._swept, arrival + 1)
         if came_back:
             self._turns.take_back()
         else:
@@ -189,7 +191,7 @@ class BatchFormer:
     @property
     def burst(self) -> bool:
         """Whether the queue, if there is one, is taken for a burst."""
-        return self._admitted + self.waiting < self.saturated_after * self._largest
+        return self._admitted + self.waiting + self._elsewhere < self.saturated_after * self._largest
 
     # -- what to do next -------------------------------------------------------------------------------------------
 
@@ -275,8 +277,9 @@ class BatchFormer:
         if self._next is None and self._asked is not None:
             decisions += (self._asked,)
         size = len(self.tree.active) + len(self._retired)
+        self._elsewhere = elsewhere
         contended = self.waiting + elsewhere > 0 or size >= self.max_batch
-        if not contended:
+        if not contended and self._largest:
             self._admitted = 0
         settled = len(self._before_phase) <= _FEW * size
         alone = len(self._retired) <= _FEW * size
@@ -320,6 +323,6 @@ class BatchFormer:
     def _begin_sweep_if_due(self) -> None:
         if self._later and not (self.tree.waiting and self._sweeping):
             self._swept = self._came
-            while self._later:
-                request_id, (path, arrival) = self._later.popitem()
+            sweep, self._later = self._later, {}
+            for request_id, (path, arrival) in sweep.items():
                 self.tree.insert(request_id, path, arrival)

@@ -228,6 +228,49 @@ def test_a_queue_of_lower_priority_is_a_queue():
     assert not admission.formed().contended
 
 
+def test_an_urgent_request_makes_no_burst_of_an_overload():
+    admission = Admission(BatchFormer(NeverStop(), saturated_after=1.0, max_batch=2), by_priority=True)
+    for key in range(4):
+        admission.wait(key, lambda: "abc", 1)
+    for _ in range(2):
+        admission.start(admission.next(busy=False))
+    assert not admission.formed().burst
+    admission.former._admitted = 0  # as though a queue had ended
+    admission.wait("urgent", lambda: "xyz", 0)
+    admission.next(busy=True)
+    assert not admission.formed().burst, "three wait, one of them offered"
+
+
+def test_nobody_of_a_lower_priority_waits_for_ever_behind_relatives_and_urgent_ones():
+    clock = Clock()
+    admission = Admission(BatchFormer(NeverStop(), max_wait=5.0, clock=clock), by_priority=True)
+    admission.wait("cold", lambda: "xyz", 1)
+    started, running = {}, []
+    for second in range(60):
+        clock.now = float(second)
+        for name, priority in ((f"hot{second}", 1), (f"hot{second}b", 1), (f"urgent{second}", 0)):
+            admission.wait(name, lambda: "abc", priority)
+        admission.former.new_step()
+        for _ in range(2):
+            key = admission.next(busy=bool(running))
+            admission.start(key)
+            started[key] = second
+            running.append(key)
+        while len(running) > 1:
+            admission.finish(running.pop(0))
+        admission.formed()
+    assert "cold" in started and started["cold"] < 20
+
+
+def test_an_idle_engine_that_steps_ends_no_queue():
+    former = BatchFormer(NeverStop(), saturated_after=4.0)
+    former.formed()
+    for number in range(3):
+        former.wait(number, "abc")
+    former.start(0)
+    assert not former.formed().burst
+
+
 def test_the_first_queue_is_no_burst_since_none_has_ended_yet():
     former = BatchFormer(NeverStop(), saturated_after=4.0)
     for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc")):

@@ -67,6 +67,7 @@ class Guard(Policy):
     """seconds that the present trial has lost"""
     _resting: bool = False  # the policy is the incumbent, and never stopping drives because of a burst
     _resumed: bool = False  # the policy drives again, and what runs is not yet its own
+    _before: Rate | None = None  # the challenger's rate before the present trial
     _wait: float = 0.0
     _since_trial: float = 0.0
     _settling_regret: float = 0.0
@@ -165,6 +166,7 @@ class Guard(Policy):
         self.on_trial = True
         self.regret = self._settling_regret = self._ran = 0.0
         self._steps = 0
+        self._before = self.rates[not self.fills]
         self._switch()
 
     # -- the challenger drives ---------------------------------------------------------------------------------------
@@ -220,6 +222,7 @@ class Guard(Policy):
             self.on_trial = False
             self._since_trial = 0.0
             self.budget -= max(self.regret, 0.0)
+            self.rates[self.fills] = self._before
         self._since_trial = min(self._since_trial, self._wait - self.enough)  # the next one is judged by what comes after the burst
         if not self.fills:
             self._change_driver()
