@@ -1,4 +1,4 @@
-"""What README.md says of the options is what they are."""
+"""What README.md says of the options is what they are, and of serving what was recorded."""
 
 import ast
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from feather.options import Options
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_options_names_each_once_with_its_default():
@@ -26,3 +27,12 @@ def test_the_options_in_the_examples_are_accepted():
     assert len(examples) >= 2
     for example in examples:
         Options.from_mapping(json.loads(example)["feather"])
+
+
+def test_what_is_said_of_serving_is_what_was_recorded():
+    (path,) = (ROOT / "data" / "recorded").glob("*/benchmarks/serving.json")
+    found = json.loads(path.read_text())
+    for name in ("throughput_ratio", "p50_ttft_ratio", "p99_ttft_ratio", "p99_tbt_ratio"):
+        low, high = found["intervals"][name]
+        assert f"| {found[name]:.2f} × [{low:.2f}, {high:.2f}] |" in README, name
+    assert f"Of {found['requests']} requests, {found['left']} of whose clients left, {found['lost']} were lost" in README
