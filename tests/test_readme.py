@@ -32,7 +32,9 @@ def test_the_options_in_the_examples_are_accepted():
 def test_what_is_said_of_serving_is_what_was_recorded():
     (path,) = (ROOT / "data" / "recorded").glob("*/benchmarks/serving.json")
     found = json.loads(path.read_text())
-    for name in ("throughput_ratio", "p50_ttft_ratio", "p99_ttft_ratio", "p99_tbt_ratio"):
+    of_ten = json.loads(path.with_name("serving-bursts-of-ten.json").read_text())
+    told = [(found, name) for name in ("throughput_ratio", "p50_ttft_ratio", "p99_ttft_ratio", "p99_tbt_ratio")]
+    for found, name in [(of_ten, "p99_ttft_ratio"), *told]:
         low, high = found["intervals"][name]
         assert f"| {found[name]:.2f} × [{low:.2f}, {high:.2f}] |" in README, name
     assert f"Of {found['requests']} requests, {found['left']} of whose clients left, {found['lost']} were lost" in README
