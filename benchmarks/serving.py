@@ -1,8 +1,8 @@
 """The OpenAI server under Feather and under vLLM's own scheduler: ``python -m benchmarks.serving [--minutes N] [--json]``.
 
 Both servers are alive, one at a time is under load, in turns: in every round each is first *saturated* (all requests at
-once: throughput, and what 100 % load is; below 256 of them they are a burst to Feather) and then sees *bursty* arrivals at 80 % of what FCFS was measured to serve (the
-tails). Requests share 8 prefixes of 8 000 tokens, which the prefix cache holds, and ask for mixed numbers of tokens. Some
+once: throughput, and what 100 % load is; below 256 of them they are a burst to Feather) and then sees *bursty* arrivals at
+80 % of what FCFS was measured to serve (the tails). Requests share 8 prefixes of 8 000 tokens, which the prefix cache holds, and ask for mixed numbers of tokens. Some
 clients give up, some send nonsense, some ask for more than the model's length.
 
 The arrivals and the streaming client are those of vLLM's own serving benchmark (``vllm.benchmarks``), which takes prompts
@@ -52,6 +52,7 @@ class Phase:
     fates: Counter = field(default_factory=Counter)
     """"served", "left", "refused" (as it should be) or "lost" → requests"""
     why_lost: list[str] = field(default_factory=list)
+    """one line each"""
     tokens: int = 0
     """given to those who were served"""
     too_many: int = 0

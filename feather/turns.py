@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable
 
-
 _KEPT = 10_000  # turns remembered
 
 

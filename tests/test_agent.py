@@ -211,7 +211,7 @@ def test_a_burst_is_no_time_to_stop_a_batch_or_to_learn():
 
 
 @pytest.mark.parametrize("incumbent_fills", [True, False])
-def test_a_trial_that_the_end_of_saturation_interrupts_changes_no_incumbent(incumbent_fills):
+def test_a_trial_that_a_burst_interrupts_changes_no_incumbent(incumbent_fills):
     guard = Guard(Bandit(), fills=incumbent_fills)
     guard.rates[True].add(16, 0.1)
     while not guard.on_trial:
