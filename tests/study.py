@@ -15,7 +15,7 @@ def main(out: Path) -> None:
     from feather.studies.study import Study
     from feather.workloads import even_sizes, grouped, make_prefixes, unshared
 
-    engine = Engine("cpu", max_batch=8, kv_gib=1)
+    engine = Engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
     prefixes = make_prefixes(4, 1024)
     engine.warm(prefixes)
     found = {}
@@ -28,6 +28,20 @@ def main(out: Path) -> None:
     found["warm hits"] = metrics["prefix hits"][0]
     found["cold hits"] = engine.run(unshared(4, 200, seed=1), ARMS["FCFS"]).metrics()["prefix hits"][0]
     engine.warm(prefixes)
+    found["kv tokens"] = engine.kv_tokens
+    try:
+        engine.use_cascade(True)
+    except ValueError as error:
+        found["cascade refused"] = str(error)
+    asked = []
+    engine._runner.cascade_attn_enabled, engine._runner.num_sms = True, 1  # as on a GPU; the CPU's attention then declines each time
+    decide = engine._runner._compute_cascade_attn_prefix_lens
+    engine._runner._compute_cascade_attn_prefix_lens = lambda *arguments: asked.append(1) or decide(*arguments)
+    found["cascade steps"] = engine.run(grouped(prefixes[:1], [4], seed=1, decode_tokens=4), ARMS["FCFS"]).metrics()["cascade steps"][0]
+    found["cascade asked"] = len(asked)
+    engine.use_cascade(False)
+    engine.run(grouped(prefixes[:1], [4], seed=2, decode_tokens=4), ARMS["FCFS"])
+    found["cascade asked when off"] = len(asked) - found["cascade asked"]
     study = Study("00_test", engine, out)
     table = study.measure(over_groups(engine, prefixes, [1, 2], 8, 4, arms=["FCFS", "Feather (threshold)"]), repeats=2)
     figure = figures.lines(table, "throughput", x="groups", hue="policy", title="t", xlabel="x", ylabel="y")

@@ -60,3 +60,6 @@ def test_the_studies_measure_what_ran(tmp_path):
     ]  # fmt: skip
     assert (tmp_path / "figures" / "figure.png").stat().st_size > 10_000 and (tmp_path / "figures" / "figure.pdf").exists()
     assert "not reproduced" in found["claim"]
+    assert 20_000 - 32 < found["kv tokens"] <= 20_000
+    assert found["cascade refused"].startswith("cascade=True: vLLM's attention for CPUs has no cascade kernel")
+    assert found["cascade asked"] >= 4 and found["cascade asked when off"] == 0 and found["cascade steps"] == 0

@@ -423,3 +423,36 @@ def test_the_published_shapes_have_the_published_sizes():
         assert MODELS[name].weight_bytes / 2e9 == pytest.approx(billions, rel=0.01), name
         assert MODELS[name].kv_bytes_per_token == kib * 1024
     assert TINY_LLAMA.kv_bytes_per_token == 8192
+
+
+# -- cascade as a condition --------------------------------------------------------------------------------------------
+
+
+def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
+    from feather.studies.engine import Engine
+    from feather.studies.motivation import divergence
+    from feather.studies.study import Study, under_cascade
+    from feather.workloads import make_prefixes
+
+    assert Engine("sim", cascade=False, kv_gib=1, kv_tokens=20_000).kernel == "paged" and Engine("sim", cascade=True).kernel == "cascade"
+    engine = sim(max_batch=40)
+    prefixes = make_prefixes(2, 1024)
+    engine.warm(prefixes)
+    study = Study("00_test", engine, tmp_path)
+    table = study.measure(under_cascade(divergence(engine, prefixes, 40, [0, 1], 10), engine, [True, False]), repeats=1)
+    steps = table[table["metric"] == "cascade steps"].set_index(["cascade", "divergent", "rows"])["value"]
+    assert steps[True, 0, "shuffled"] > 0.5 and steps.drop((True, 0, "shuffled")).eq(0).all()
+    assert {device.split(", ")[-1] for device in table[table["cascade"]]["device"]} == {"cascade attention"}
+    assert {device.split(", ")[-1] for device in table[~table["cascade"]]["device"]} == {"paged attention"}
+
+
+def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
+    from feather.studies.scale import sweep
+
+    engine = sim(max_batch=8)
+    small = {"groups": 2, "prefix_tokens": 512, "requests": 16, "decode_tokens": 4}
+    (bound, full) = sweep("M5", "batch", [4, 8], engine=engine, **small)
+    assert bound.run(1).decode_rows.max() == 4 and full.run(1).decode_rows.max() == 8
+    assert bound.engine is engine and "device" not in bound.parameters and bound.parameters["batch"] == 4
+    with pytest.raises(ValueError, match="batch=9 must be at most the engine's 8"):
+        sweep("M5", "batch", [9], engine=engine, **small)

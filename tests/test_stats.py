@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from feather.studies.claims import verdict
-from feather.studies.stats import Ratio, ratio
-from feather.studies.study import compare
+from feather.studies.stats import Ratio, median_of, ratio
+from feather.studies.study import Condition, Study, compare
 
 
 def test_a_ratio_is_paired_and_its_interval_covers_the_truth():
@@ -55,3 +55,29 @@ def test_compare_pairs_by_repeat_and_refuses_an_ambiguous_choice():
     assert compare(table, "t", of={"policy": "a"}, to={"policy": "b"}).median == 2.5
     with pytest.raises(ValueError, match="not one a repeat"):
         compare(table, "t", of={}, to={"policy": "b"})
+
+
+def test_the_run_that_is_thrown_away_has_requests_of_its_own(tmp_path):
+    """Else the first repeat of the first condition would find them in the prefix cache."""
+    seeds = []
+
+    class Result:
+        def metrics(self):
+            return {"t": (1.0, "s")}
+
+    def run(seed):
+        seeds.append(seed)
+        return Result()
+
+    Study("00_test", None, tmp_path).measure([Condition("FCFS", {}, run)], repeats=3, seed=7)
+    assert seeds[1:] == [7, 8, 9] and seeds[0] not in seeds[1:]
+
+
+def test_a_study_without_an_engine_can_tell_of_a_model_and_one_with_an_engine_cannot(tmp_path):
+    told = {"backend": "sim", "device": "RTX", "engine": "no vLLM"}
+    study = Study("00_test", None, tmp_path, told=told)
+    study.row("FCFS", {}, "t", 1.0, "s", 0)
+    assert study.rows()[["backend", "device", "engine"]].to_dict("records") == [told]
+    assert "modelled only" in study.claim("E12", median_of([1.0]), "why")
+    with pytest.raises(ValueError, match="the engine says where its numbers come from"):
+        Study("00_test", object(), tmp_path, told=told)

@@ -83,8 +83,6 @@ class SimRun(Run):
     kv_dram_bytes: np.ndarray = field(kw_only=True)
     kv_cache_bytes: np.ndarray = field(kw_only=True)
     """per step, keys and values that the cores read, from the last-level cache or through it"""
-    cascade: np.ndarray = field(kw_only=True)
-    """per step: the cascade kernel ran"""
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         dram = self.weight_bytes.sum() + self.kv_dram_bytes.sum()
@@ -94,7 +92,6 @@ class SimRun(Run):
             "DRAM bandwidth": (dram / self.step_seconds.sum() / 1e9, "GB/s"),
             "KV from DRAM": (self.kv_dram_bytes.sum() / 1e9, "GB"),
             "KV read by the cores": (self.kv_cache_bytes.sum() / 1e9, "GB"),
-            "cascade steps": (self.cascade.mean(), "share of steps"),
             "prefilled tokens": (self.prefill_tokens.sum(), "tokens"),
         }
         return {**super().metrics(), **{name: (float(value), unit) for name, (value, unit) in traffic.items()}}
@@ -173,6 +170,11 @@ class SimEngine:
     @property
     def cascade(self) -> bool:
         return self.kernel == "cascade"
+
+    def use_cascade(self, on: bool) -> None:
+        """The cascade kernel for the runs to come, or the paged one."""
+        self.kernel = "cascade" if on else "paged"
+        self.steps = StepModel(self._device, self._shape, self.kernel)
 
     def _kv_bytes(self) -> float:
         device, shape = self._device, self._shape

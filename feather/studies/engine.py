@@ -35,6 +35,8 @@ class Run:
     """per request: from arrival to its first token"""
     between_tokens: np.ndarray
     """every gap between two tokens of one request"""
+    cascade: np.ndarray
+    """per step: the cascade kernel ran"""
     preemptions: int = 0
     evictions: int = 0
     """of cached blocks"""
@@ -53,6 +55,7 @@ class Run:
             "preemptions": (self.preemptions, "requests"),
             "evictions": (self.evictions, "cached blocks"),
             "stopped": (self.stopped_steps / len(self.step_seconds), "share of steps"),
+            "cascade steps": (self.cascade.mean(), "share of steps"),
             "time to first token, median": (np.median(self.first_token), "s"),
             "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
         }
@@ -93,13 +96,15 @@ class Engine:
     max_batched_tokens: int = 8192
     kv_gib: int = 4
     """whole GiB; cpu only: on a GPU vLLM takes what the weights leave"""
+    kv_tokens: int | None = None
+    """that the KV cache holds: fewer than it could, for studies of evictions; None: all that it can"""
     block_size: int | None = None
     """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
     dtype: str = "bfloat16"
     weights: str | None = None
     """path of a model with real weights, instead of ``model``"""
     cascade: bool = False
-    """gpu only: vLLM's cascade attention where all running requests share a prefix"""
+    """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
     seed: int = 0
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
@@ -109,7 +114,10 @@ class Engine:
             return super().__new__(cls)
         from feather.sim.engine import SimEngine
 
-        options.pop("kv_gib", None)  # as on a GPU: what the weights leave
+        for of_the_real_one in ("kv_gib", "kv_tokens"):  # as on a GPU: what the weights leave
+            options.pop(of_the_real_one, None)
+        if "cascade" in options:
+            options["kernel"] = "cascade" if options.pop("cascade") else "paged"
         return SimEngine(*arguments, **options)
 
     def __post_init__(self) -> None:
@@ -136,8 +144,14 @@ class Engine:
                 f"backend {self.backend!r}: the vLLM in this environment is the build for {current_platform.device_name}; "
                 f"./run_all.sh --backend {self.backend} uses the environment that fits"
             )
-        on_gpu = {"disable_cascade_attn": not self.cascade} if self.backend == "gpu" else {"enforce_eager": True}
+        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms.
+        options = {"disable_cascade_attn": False} if self.backend == "gpu" else {"enforce_eager": True}
         self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
+        if self.kv_tokens is not None:
+            least = shape.max_tokens + self.block_size  # vLLM keeps a block for itself
+            if self.kv_tokens < least:
+                raise ValueError(f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens")
+            options["num_gpu_blocks_override"] = self.kv_tokens // self.block_size
         with tempfile.TemporaryDirectory() as folder:
             self.llm = LLM(
                 model=self.weights or str(shape.write(Path(folder))),
@@ -151,11 +165,33 @@ class Engine:
                 enable_prefix_caching=True,
                 scheduler_cls="feather.studies.scheduler.StudyScheduler",
                 seed=self.seed,
-                **on_gpu,
+                **options,
             )
         core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = core.scheduler
-        self._row_ids = core.model_executor.driver_worker.worker.model_runner.input_batch
+        self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
+        self._runner = core.model_executor.driver_worker.worker.model_runner
+        self._watch_cascade()
+        self.use_cascade(self.cascade)
+
+    def _watch_cascade(self) -> None:
+        """Notice, from inside the model runner, the steps in which it decides for the cascade kernel."""
+        decide = self._runner._compute_cascade_attn_prefix_lens
+        self._cascaded = False
+
+        def watched(*arguments, **named):
+            lengths = decide(*arguments, **named)
+            self._cascaded = lengths is not None
+            return lengths
+
+        self._runner._compute_cascade_attn_prefix_lens = watched
+
+    def use_cascade(self, on: bool) -> None:
+        """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
+        share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""
+        if on and self.backend != "gpu":
+            raise ValueError("cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')")
+        self._runner.cascade_attn_enabled = self.cascade = on
 
     def warm(self, prefixes: list[list[int]]) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on."""
@@ -188,7 +224,7 @@ class Engine:
         arrivals: dict[str, float] = {}
         finished = cached = 0
         clients = workload.clients or len(pending)
-        step_seconds, neighbours = [], []
+        step_seconds, neighbours, cascade = [], [], []
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
@@ -209,12 +245,14 @@ class Engine:
             if not engine.has_unfinished_requests():
                 time.sleep(max(0.0, pending[0][1].arrival - (time.perf_counter() - start)))
                 continue
+            self._cascaded = False
             steps_before, began = len(self.scheduler.steps), time.perf_counter()
             outputs = engine.step()
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
                 step_seconds.append(ended - began)
-                neighbours.append(like_neighbours(self._row_ids.req_ids, self.scheduler.steps[-1].groups))
+                neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
+                cascade.append(self._cascaded)
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
                 if output.finished:
@@ -240,6 +278,7 @@ class Engine:
             queue_seconds=np.array([step.queue_seconds for step in steps]),
             first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
             between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
+            cascade=np.array(cascade),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
             stopped_steps=sum(step.stopped for step in steps),

@@ -85,6 +85,7 @@ def device(backend: str) -> str:
     return f"{cpu_model()}, {cores} cores" + (f", {int(l3.rstrip('K')) // 1024} MB L3" if l3 else "")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result, as installed."""
     found = {"python": platform.python_version()}

@@ -1,10 +1,11 @@
-"""The paper's own settings on the modelled device: what its figures vary, one thing at a time."""
+"""The paper's own settings: what its figures vary, one thing at a time, on the modelled device or on a real engine."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 from feather.sim.engine import SimEngine
+from feather.studies.engine import Engine
 from feather.studies.scheduler import ARMS, Arm
 from feather.studies.study import Condition
 from feather.workloads import Workload, even_sizes, grouped, make_prefixes
@@ -86,21 +87,31 @@ def check_axes(shortest: int, **axes: Sequence) -> None:
             raise ValueError(f"{name}={list(values)} must be {'two values or more' if shortest > 1 else 'values'} in ascending order")
 
 
-def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), **fixed) -> list[Condition]:
+def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), engine: Engine | None = None, **fixed) -> list[Condition]:
     """A condition of ``figure`` for every value of the ``Setting`` field ``vary`` under every arm, the other fields as
-    ``fixed``."""
-    return [_condition(figure, replace(Setting(**fixed), **{vary: value}), arm) for value in values for arm in arms]
+    ``fixed``. They run on ``engine``, whatever model, device and kernel that has, or on the modelled one that the setting names.
+
+    Raises ValueError for a setting that cannot be, or whose batch is larger than the engine's."""
+    return [_condition(figure, replace(Setting(**fixed), **{vary: value}), arm, engine) for value in values for arm in arms]
 
 
-def _condition(figure: str, setting: Setting, arm: Arm) -> Condition:
-    engine = _engine(setting.model, setting.batch, setting.device, setting.kernel, setting.inside)
+def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) -> Condition:
+    engine = given or _engine(setting.model, setting.batch, setting.device, setting.kernel, setting.inside)
+    if setting.batch > engine.max_batch:
+        raise ValueError(f"batch={setting.batch} must be at most the engine's {engine.max_batch}")
 
     def run(seed: int):
         prefixes = setting.prefixes()
         engine.warm(prefixes)
-        return engine.run(setting.workload(prefixes, seed), arm)
+        workload = setting.workload(prefixes, seed)
+        if setting.batch < engine.max_batch:
+            workload = replace(workload, clients=setting.batch)  # no more than these are ever there, so none of them waits
+        return engine.run(workload, arm)
 
-    return Condition(arm.name, {"figure": figure, **asdict(setting)}, run, engine)
+    told = asdict(setting)
+    if given:
+        told = {name: value for name, value in told.items() if name not in ("model", "device", "kernel", "inside")}
+    return Condition(arm.name, {"figure": figure, **told}, run, engine)
 
 
 @cache

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +35,35 @@ class Condition:
     """what it runs on, where a study has several engines"""
 
 
+def under_cascade(conditions: Sequence[Condition], engine: Engine, choices: Sequence[bool]) -> list[Condition]:
+    """Every condition with cascade attention on or off, as ``choices`` say, told apart by the parameter "cascade". Raises
+    ValueError (when run) where it is to be on and the engine has no such kernel."""
+
+    def switched(condition: Condition, on: bool) -> Condition:
+        def run(seed: int) -> Run:
+            engine.use_cascade(on)
+            return condition.run(seed)
+
+        return replace_fields(condition, parameters={**condition.parameters, "cascade": on}, run=run, engine=engine)
+
+    return [switched(condition, on) for on in choices for condition in conditions]
+
+
 class Study:
     """Rows of one notebook, under the name of the study. ``out`` is the folder that takes rows, claims and figures.
-    Without an engine, what is measured is code on this machine's ``backend``.
+    Without an engine, what is measured is code on this machine's ``backend``; ``told`` (device, engine) is then said of the rows
+    instead of the machine's own, where what runs is a model of something else.
 
-    Raises OSError where ``out`` cannot be written.
+    Raises OSError where ``out`` cannot be written, ValueError for ``told`` beside an engine, which tells for itself.
     """
 
-    def __init__(self, name: str, engine: Engine | None, out: str | Path, backend: str = "cpu"):
+    def __init__(self, name: str, engine: Engine | None, out: str | Path, backend: str = "cpu", told: dict[str, str] | None = None):
+        if engine and told:
+            raise ValueError(f"told={told}: the engine says where its numbers come from; leave one of the two out")
         self.name = name
         self.engine = engine
-        self.provenance = _provenance(engine) if engine else machine.provenance(backend)
+        self._backend = backend
+        self._told = told or {}
         self.out = Path(out)
         for folder in ("results", "figures"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
@@ -54,6 +73,11 @@ class Study:
         self._claims: list[dict] = []
         self._not_run: dict[str, str] = {}
         self._figures: list[dict] = []
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where its numbers come from, with the engine as it is set now."""
+        return _provenance(self.engine) if self.engine else machine.provenance(self._backend) | self._told
 
     def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
@@ -70,7 +94,7 @@ class Study:
         first = len(self._rows)
         order = np.random.default_rng(seed)
         if getattr(conditions[0].engine or self.engine, "scheduling", "measured") == "measured":  # else there is nothing to get warm
-            conditions[0].run(seed)
+            conditions[0].run(seed + repeats)  # requests of its own: no repeat may find them in the prefix cache
         with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
             for repeat in range(repeats):
                 for index in order.permutation(len(conditions)):
