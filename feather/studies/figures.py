@@ -1,6 +1,7 @@
 """How every figure looks, and the line under it that says what its numbers are."""
 
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +23,7 @@ def style() -> None:
     plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "axes.titleweight": "bold"})
 
 
-def sign(figure, provenance: dict[str, str], y: float = -0.02) -> None:
+def sign(figure, provenance: dict[str, str], y: float = -0.04) -> None:
     """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
     figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
@@ -30,7 +31,7 @@ def sign(figure, provenance: dict[str, str], y: float = -0.02) -> None:
 
 def note(figure, text: str) -> None:
     """Write under the signature what was cut or scaled to make the workload."""
-    figure.text(0.01, -0.07, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
+    figure.text(0.01, -0.09, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
 
 
 def in_order(policies) -> list[str]:
@@ -46,9 +47,10 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[table["metric"] == metric]
 
 
-def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, **options):
+def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, order: Sequence | None = None, **options):
     """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories. Of policies that
-    coincide all can be seen: the later one's line is the narrower."""
+    coincide all can be seen: the later one's line is the narrower. ``order``: the values of another ``hue``, where they are not to
+    be sorted."""
     data = of_metric(table, metric)
     ticks = sorted(data[x].unique())
     data = data.assign(**{x: pd.Categorical(data[x].map(_tick), [_tick(tick) for tick in ticks], ordered=True)})
@@ -60,7 +62,7 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
         palette = {name: colours().get(name, "0.4") for name in names}
         options = {"hue_order": names, "style_order": names, "palette": palette, "size": "policy", "size_order": names, "sizes": widths, **options}
     else:
-        names = [f"{hue}: {_tick(value)}" for value in sorted(data[hue].unique())]
+        names = [f"{hue}: {_tick(value)}" for value in order or sorted(data[hue].unique())]
         data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})
         options = {"hue_order": names, "style_order": names, "palette": sns.color_palette("colorblind", len(names)), **options}
     figure, axes = plt.subplots()

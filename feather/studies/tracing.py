@@ -47,13 +47,13 @@ def decision_map(made: pd.DataFrame):
     """ADD's share by batch size and loss of prefix, in powers of two, where something could be lost."""
     costly = made[made["loss"] > 0]
     buckets = costly.assign(**{name: costly[name].map(lambda value: 2 ** (int(value).bit_length() - 1)) for name in ("batch", "loss")})
-    counts = buckets.groupby(["batch", "loss"])["added"].agg(["mean", "size"]).reset_index()
+    counts = buckets.groupby(["batch", "loss"])["added"].agg(**{"share of ADD": "mean", "times": "size"}).reset_index()
     figure, axes = plt.subplots()
-    sns.scatterplot(counts, x="batch", y="loss", hue="mean", size="size", sizes=(30, 300), palette="vlag", hue_norm=(0, 1), ax=axes)
+    sns.scatterplot(counts, x="batch", y="loss", hue="share of ADD", size="times", sizes=(30, 300), palette="vlag", hue_norm=(0, 1), ax=axes)
     axes.set(title="What was decided", xlabel="requests in the batch (b), at least", ylabel="shared prefix at stake (Δ), chunks, at least")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.legend(title="share of ADD; times", bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
+    axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
     return figure
 
 
