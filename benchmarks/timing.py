@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from feather.studies import machine
+
 
 def timed(operation: Callable[[], object]) -> float:
     """Microseconds that one call takes."""
@@ -33,7 +35,7 @@ def _terminate(*_) -> None:
 def main(module: str, description: str, run: Callable[..., dict], show: Callable[[dict], None], **arguments: dict) -> None:
     """``arguments``: further options as name → keywords of ``add_argument``; ``run`` is called with their values by name."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the revision, instead of a table")
     for name, settings in arguments.items():
         parser.add_argument(f"--{name}", **settings)
     options = vars(parser.parse_args())
@@ -41,6 +43,6 @@ def main(module: str, description: str, run: Callable[..., dict], show: Callable
     signal.signal(signal.SIGTERM, _terminate)
     found = run(**options)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({"revision": machine.revision(), **found}, indent=1))
     else:
         show(found)

@@ -280,3 +280,14 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks(monkeypatch):
         for cell in book["cells"]:
             compared = "nbval-check-output" in cell["metadata"].get("tags", [])
             assert bool(cell.get("outputs")) == compared, f"{name}, {cell['id']}: outputs are committed where a test compares them, and only there"
+
+
+def test_a_claim_that_was_not_run_names_the_notebook_that_measures_it_before_one_that_models_it():
+    assert report._why_not_run("M3", {}) == "./run_all.sh --only 18"
+    assert report._why_not_run("E6", {}) == "./run_all.sh --only 09 --backend sim --out out-sim"
+    assert report._why_not_run("M3", {"18_sweeps": {"not run": {"M3": "a reason"}}}) == "a reason"
+
+
+def test_a_notebook_that_nobody_has_timed_is_listed_as_such(monkeypatch, capsys):
+    cli.list_jobs([plan.Job("01_one", "smoke", {}, None), plan.Job("02_two", "smoke", {}, 60)])
+    assert capsys.readouterr().out.splitlines() == [f"{'01_one':<32} not timed yet", f"{'02_two':<32} about 1:00 min"]

@@ -1,22 +1,110 @@
 """What the pages say is what the recorded run found."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from feather.artifact.publish import claims_table, fill, publish
+from feather.artifact import recorded
+from feather.artifact.publish import PAGES, claims_table, fill, measured_elsewhere, modelled_table, publish
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_pages_hold_the_recorded_claims():
-    recorded = sorted((ROOT / "data" / "recorded").glob("*-cores-*/claims.csv"))
-    assert recorded, "no reference run of a CPU is kept"
-    table = claims_table(pd.read_csv(recorded[-1], keep_default_na=False))
-    for page in ("README.md", "artifact.md"):
+    folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
+    run = json.loads((folder / "run.json").read_text())
+    table = claims_table(pd.read_csv(folder / "claims.csv", keep_default_na=False), measured_elsewhere(run))
+    for page in PAGES:
         assert f"<!-- claims -->\n{table}\n<!-- /claims -->" in (ROOT / page).read_text()
+
+
+def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
+    claims = ROOT / "data" / "recorded" / "modelled" / "claims.csv"
+    table = modelled_table(pd.read_csv(claims, keep_default_na=False)) if claims.exists() else "No run is kept yet."
+    assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "artifact.md").read_text()
+
+
+HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty checkout to publish into; returns a function that publishes a run with the given rows of claims."""
+    monkeypatch.setattr("feather.artifact.publish.ROOT", tmp_path)
+    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
+    for page in PAGES:
+        (tmp_path / page).write_text(marks)
+
+    def make(device, backend, *rows):
+        out = tmp_path / "out" / re.sub(r"\W", "-", device)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": device, "backend": backend, "seconds": {"00": 1}}
+        (out / "run.json").write_text(json.dumps(run))
+        (out / "claims.csv").write_text("\n".join([HEAD, *(f"{row},s,default,abc" for row in rows)]) + "\n")
+        (out / "results.csv").write_text("study\n")
+        (out / "figures" / "claims.png").write_bytes(device.encode())
+        publish(out)
+        return (tmp_path / "artifact.md").read_text()
+
+    return make
+
+
+OLD = ("E3,groups,10×,1.5,1.2,1.8,5,×,cpu,Old,reproduced,why", "E4,decode,3×,1.1,1.0,1.2,5,×,cpu,Old,reproduced,why",
+       "E10,none,1×,1,1,1,5,×,cpu,Old,reproduced,why")  # fmt: skip
+NEW = ("E3,groups,10×,2.5,2.2,2.8,5,×,cpu,New(R),not reproduced,why", "E4,decode,3×,,,,,,cpu,New(R),not run here,no time",
+       "E10,none,1×,1,1,1,5,×,cpu,New(R),reproduced,why", "E11,data,2×,,,,,,cpu,New(R),not run here,no data")  # fmt: skip
+
+
+def test_what_was_measured_on_another_device_has_a_column_with_its_verdict_where_that_differs(checkout, tmp_path):
+    first = checkout("Old", "cpu", *OLD)
+    assert "| claim | what the paper says | paper | here | verdict |\n" in first and recorded.reference(tmp_path) == "old"
+    page = checkout("New(R)", "cpu", *NEW)
+    assert recorded.reference(tmp_path) == "new-r"
+    table = page.split("<!-- claims -->\n")[1].split("\n<!-- /claims -->")[0].splitlines()
+    assert table == [
+        "| claim | what the paper says | paper | here: New | verdict | Old, at abc |",
+        "|---|---|---|---|---|---|",
+        "| E3 | groups | 10× | 2.50 × [2.20, 2.80] | not reproduced | 1.50 × [1.20, 1.80], reproduced |",
+        "| E4 | decode | 3× | not run here |  | 1.10 × [1.00, 1.20], reproduced |",
+        "| E10 | none | 1× | 1.00 × | reproduced | 1.00 × |",
+        "", "Not run here:", "", "* E4: no time", "* E11: no data",
+    ]  # fmt: skip
+
+
+def test_a_device_that_is_published_again_is_not_beside_itself(checkout):
+    checkout("Old", "cpu", *OLD)
+    assert "Old, at abc" not in checkout("Old", "cpu", *OLD)
+
+
+def test_several_rows_of_a_claim_elsewhere_stand_in_one_cell_and_are_not_repeated(checkout):
+    checkout("Old", "cpu", OLD[0], OLD[0].replace("1.5,1.2,1.8", "7,6,8"))
+    page = checkout("New", "cpu", NEW[0], NEW[0])
+    assert page.count("| 1.50 × [1.20, 1.80], reproduced; 7.00 × [6.00, 8.00], reproduced |") == 1
+    assert page.count("| 2.50 × [2.20, 2.80] | not reproduced |") == 2
+
+
+def test_modelled_and_measured_never_stand_in_one_table(checkout, tmp_path):
+    checkout("Old", "cpu", *OLD)
+    modelled = OLD[0].replace("cpu,Old,reproduced", "sim,RTX,modelled only").replace("1.5,1.2,1.8", "9,8,9.5")
+    page = checkout("modelled", "sim", modelled)
+    measured, of_model = (page.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0] for name in ("claims", "modelled-claims"))
+    assert "9.00" not in measured and "| 9.00 × [8.00, 9.50] | s, RTX |" in of_model and "1.50" in measured and "1.50" not in of_model
+    assert recorded.reference(tmp_path) == "old", "the pages' measured run stays"
+    page = checkout("New(R)", "cpu", *NEW)
+    assert "9.00" not in page.split("<!-- claims -->\n")[1].split("<!-- /claims -->")[0]
+    assert (tmp_path / "figures" / "modelled" / "claims.png").read_text() == "modelled"
+    assert (tmp_path / "figures" / "claims.png").read_text() == "New(R)"
+
+
+def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
+    checkout("Old", "cpu", *OLD)
+    (tmp_path / "data" / "recorded" / "old" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="old/run.json is not a run's description"):
+        checkout("New", "cpu", *NEW)
+    assert not (tmp_path / "data" / "recorded" / "new").exists()
 
 
 def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept(tmp_path, monkeypatch):

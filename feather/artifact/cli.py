@@ -14,6 +14,7 @@ from feather.artifact import plan
 from feather.studies import machine
 
 USAGE = 2
+UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
 INTERRUPTED = 130
 
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 def list_jobs(jobs: list[plan.Job]) -> int:
     for job in jobs:
-        print(f"{job.name:<32} about {clock(job.expected_seconds)}")
+        print(f"{job.name:<32} {f'about {clock(job.expected_seconds)}' if job.expected_seconds else 'not timed yet'}")
     return 0
 
 
@@ -86,14 +87,14 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times, as soon
         # as they have taken long enough to tell.
         pace = (spent + 60) / (expected + 60)
-        left = pace * sum(later.expected_seconds for later in todo[number - 1 :])
+        left = pace * sum(later.expected_seconds or UNTIMED for later in todo[number - 1 :])
         label = f"[{number}/{len(todo)}] {job.name}"
         try:
             outcome = run_notebook(job, out, device, label, time.monotonic() - began, left)
         except KeyboardInterrupt:
             interrupted = True
             break
-        spent, expected = spent + outcome.seconds, expected + job.expected_seconds
+        spent, expected = spent + outcome.seconds, expected + (job.expected_seconds or UNTIMED)
         if outcome.error:
             failed.append(outcome)
             print(f"{label}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True)

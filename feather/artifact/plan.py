@@ -24,8 +24,8 @@ class Job:
     name: str
     profile: str
     parameters: dict
-    expected_seconds: float
-    """on the machine that the profiles were timed on"""
+    expected_seconds: float | None
+    """on the machine that the profiles were timed on; None: not timed yet"""
 
     @property
     def source(self) -> Path:
@@ -117,7 +117,7 @@ def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
             there = ", ".join(of_backend) or "none"
             raise ValueError(f"{name} has no profile {profile!r} for backend {backend!r} (it has: {there}); choose another, or --only")
         chosen = dict(of_backend[profile])
-        seconds = chosen.pop("expected_seconds", 60)
+        seconds = chosen.pop("expected_seconds", None)
         jobs.append(Job(name, profile, {"backend": backend, **chosen}, seconds))
     return jobs
 

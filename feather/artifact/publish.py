@@ -1,7 +1,8 @@
 """``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
 Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``; the tables in README.md and
-artifact.md are written anew. A run on the modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand
+artifact.md are written anew: they call this device "here" (``data/recorded/reference`` says which it is) and have a column for every
+other device that a run was measured on. A run on the modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand
 among measured ones. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
 a changed checkout: what is kept must be what anyone can rerun.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from feather.artifact import recorded
 from feather.artifact.plan import ROOT
 
 PAGES = ("README.md", "artifact.md")
@@ -30,7 +32,8 @@ def publish(out: Path) -> Path:
     modelled = run["backend"] == "sim"
     prefix = "modelled-" if modelled else ""
     claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
-    tables = {f"{prefix}claims": claims_table(claims), f"{prefix}times": times_table(run["seconds"])}
+    table = modelled_table(claims) if modelled else claims_table(claims, measured_elsewhere(run))
+    tables = {f"{prefix}claims": table, f"{prefix}times": times_table(run["seconds"])}
     for name in tables:
         if not any(f"<!-- {name} -->" in (ROOT / page).read_text() for page in PAGES):
             raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
@@ -41,6 +44,8 @@ def publish(out: Path) -> Path:
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
+    if not modelled:
+        recorded.keep_as_reference(device, ROOT)
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for figure in (out / "figures").glob("*.png"):
@@ -50,17 +55,68 @@ def publish(out: Path) -> Path:
     return target
 
 
-def claims_table(claims: pd.DataFrame) -> str:
-    lines = ["| claim | what the paper says | paper | here | verdict |", "|---|---|---|---|---|"]
+def modelled_table(claims: pd.DataFrame) -> str:
+    """A modelled run's claims: there is but one verdict, and a claim can have several rows, so each names its notebook and device."""
+    lines = ["| claim | what the paper says | paper | modelled | notebook, device |", "|---" * 5 + "|"]
     for row in claims[claims["verdict"] != "not run here"].itertuples():
-        here = f"{float(row.ours):.2f} {row.unit} [{float(row.low):.2f}, {float(row.high):.2f}]"
-        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {here} | {row.verdict} |")
+        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {_number(row)} | {row.study.partition('_')[0]}, {row.device} |")
+    return "\n".join([*lines, *_not_run(claims)])
+
+
+def measured_elsewhere(run: dict) -> pd.DataFrame:
+    """What was measured, not modelled, on other devices than the run's. Raises ValueError for a broken record."""
+    kept = recorded.load(leave_out=(run["backend"], run["device"]), root=ROOT)
+    return kept[kept["backend"] != "sim"]
+
+
+def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None) -> str:
+    """A run's claims as a table, with a column for each device of ``elsewhere`` (rows of ``recorded.load``), and under it which
+    were not run and why."""
+    elsewhere = pd.DataFrame(columns=recorded.COLUMNS) if elsewhere is None else elsewhere
+    others = list(elsewhere.groupby("run", sort=False))
+    heads = ["claim", "what the paper says", "paper", _here(claims) if others else "here", "verdict", *(_head(rows) for _, rows in others)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for _, rows in claims.groupby("claim", sort=False):
+        verdicts = set(rows["verdict"])
+        columns = [_there(found[found["claim"] == rows["claim"].iloc[0]], verdicts) for _, found in others]
+        for row in rows.itertuples():
+            tested = row.verdict != "not run here"
+            if tested or any(columns):
+                here = [_number(row), row.verdict] if tested else ["not run here", ""]
+                lines.append(f"| {' | '.join([row.claim, row.text, row.paper, *here, *columns])} |")
+            columns = [""] * len(columns)  # a claim's rows share what was found elsewhere: it stands in the first
+    return "\n".join([*lines, *_not_run(claims)])
+
+
+def _not_run(claims: pd.DataFrame) -> list[str]:
     idle = claims[claims["verdict"] == "not run here"]
-    if len(idle):
-        lines += ["", "Not run here:", ""]
-        for why, those in idle.groupby("reason", sort=False):
-            lines.append(f"* {', '.join(those['claim'])}: " + (f"`{why}`" if why.startswith("./") else why))
-    return "\n".join(lines)
+    lines = ["", "Not run here:", ""] if len(idle) else []
+    for why, those in idle.groupby("reason", sort=False):
+        lines.append(f"* {', '.join(those['claim'])}: " + (f"`{why}`" if why.startswith("./") else why))
+    return lines
+
+
+def _number(row) -> str:
+    interval = f" [{float(row.low):.2f}, {float(row.high):.2f}]" if float(row.low) < float(row.high) else ""
+    return f"{float(row.ours):.2f} {row.unit}{interval}"
+
+
+def _here(claims: pd.DataFrame) -> str:
+    return f"here: {_short(claims['device'].iloc[0])}"
+
+
+def _head(rows: pd.DataFrame) -> str:
+    """The other device, with its revision: what was measured by an older Feather can differ for that alone."""
+    return f"{_short(rows['run_device'].iloc[0])}, at {' and '.join(sorted(rows['revision'].unique()))}"
+
+
+def _short(device: str) -> str:
+    return re.sub(r"\((R|TM)\)", "", device)
+
+
+def _there(rows: pd.DataFrame, verdicts: set[str]) -> str:
+    """A device's numbers for one claim, each with its verdict where that is another than here."""
+    return "; ".join(_number(row) + ("" if verdicts == {row.verdict} else f", {row.verdict}") for row in rows.itertuples())
 
 
 def times_table(seconds: dict[str, int]) -> str:

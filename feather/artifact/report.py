@@ -11,19 +11,17 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from feather.artifact import plan
+from feather.artifact import overview, plan, recorded
+from feather.artifact.recorded import CLAIM_COLUMNS
 from feather.studies import machine, replace
 from feather.studies.claims import CLAIMS
 from feather.studies.study import COLUMNS, DPI
 
-CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "repeats", "unit", "backend", "device", "verdict", "reason", "study",
-                 "profile", "revision"]  # fmt: skip
-
 
 def write_report(out: Path, backend: str) -> None:
-    """Write results.csv, claims.csv, report.html and run.json (what ran, where, for how long) from ``out/results`` and
-    ``out/state``; each appears whole or not at all. A notebook that left no whole record, since it was killed, say, is
-    left out."""
+    """Write results.csv, claims.csv, run.json (what ran, where, for how long), figures/claims.png and .pdf, and report.html from
+    ``out/results``, ``out/state`` and the runs recorded on other devices; each appears whole or not at all. A notebook that left
+    no whole record, since it was killed, say, is left out."""
     states, stories, tables = {}, {}, []
     for path in sorted((out / "state").glob("*.json")):
         states[path.stem] = json.loads(path.read_text())
@@ -45,9 +43,21 @@ def write_report(out: Path, backend: str) -> None:
         "machine": machine.describe(),
     }
     replace(out / "results.csv", results.to_csv(index=False))
-    replace(out / "claims.csv", pd.DataFrame(claims, columns=CLAIM_COLUMNS).astype({"repeats": "Int64"}).to_csv(index=False))
+    table = pd.DataFrame(claims, columns=CLAIM_COLUMNS).astype({"repeats": "Int64"})
+    replace(out / "claims.csv", table.to_csv(index=False))
     replace(out / "run.json", json.dumps(run, indent=1) + "\n")
-    replace(out / "report.html", render(out, stories, states, claims, len(results), run))
+    kept, broken = recorded_elsewhere(run)
+    glance = overview.write_overview(out, table, kept, run)
+    replace(out / "report.html", render(out, stories, states, claims, len(results), run, glance, recorded.lines(kept), broken))
+
+
+def recorded_elsewhere(run: dict) -> tuple[pd.DataFrame, str]:
+    """What was recorded on other devices than the run's, and what is wrong with the record: a broken one must not cost a run its
+    report."""
+    try:
+        return recorded.load(leave_out=(run["backend"], run["device"])), ""
+    except ValueError as error:
+        return pd.DataFrame(columns=recorded.COLUMNS), str(error)
 
 
 def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) -> list[dict]:
@@ -72,7 +82,7 @@ def _why_not_run(claim_id: str, stories: dict[str, dict]) -> str:
     for story in stories.values():
         if claim_id in story.get("not run", {}):
             return story["not run"][claim_id]
-    for name in plan.notebook_names():
+    for name in sorted(plan.notebook_names(), key=lambda name: not plan.runs_here(name)):  # rather measured than modelled
         if re.search(rf'claim\(\s*"{claim_id}"', _code(name)):
             return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim --out out-sim")
     return "no study of it in this version"
@@ -83,7 +93,12 @@ def _code(notebook: str) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int, run: dict) -> str:
+def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int, run: dict, glance: dict | None,
+           elsewhere: dict[str, list[str]], broken: str) -> str:  # fmt: skip
+    """The page. ``glance``: the picture of all claims; ``elsewhere``: claim → lines on what other devices gave; ``broken``: why there
+    are none."""
+    if glance:
+        glance = {**glance, **_embedded((out / "figures" / f"{glance['name']}.png").read_bytes())}
     sections = []
     for name, state in states.items():
         story = stories.get(name, {"figures": [], "engine": {}})
@@ -95,7 +110,9 @@ def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int
         sections.append({"name": name, "title": plan.title(name), **state, "figures": figures, "engine": story["engine"]})
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return environment.get_template("report.html.j2").render(claims=claims, sections=sections, rows=rows, run=run, made=made)
+    return environment.get_template("report.html.j2").render(
+        claims=claims, sections=sections, rows=rows, run=run, made=made, glance=glance, elsewhere=elsewhere, broken=broken, told=recorded.told
+    )
 
 
 def _embedded(png: bytes) -> dict:
