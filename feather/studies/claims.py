@@ -10,9 +10,11 @@ from feather.studies.stats import Ratio
 
 VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "modelled only", "not run here")
 
-# A factor counts as reproduced from four fifths of the paper's on; "not slower" tolerates 2 %, the noise of one ratio.
+# A factor counts as reproduced from four fifths of the paper's on.
 _SHARE_OF_FACTOR = 0.8
-_NOISE = 0.02
+# Two equal arms differ by up to 3.6 % on the machines that runs are kept of ("noise_floor" of benchmarks.policies, run twice: 0.964 and
+# 0.9745): a difference of less than 5 % is none, and a verdict that hung on less would be another one in the next run.
+_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def verdict(claim_id: str, ours: Ratio, backend: str, parts: dict[str, bool] | N
     """Hold a number against the claim's: by its interval's ends, not by its middle.
 
     *Reproduced*: the whole interval lies above four fifths of the paper's factor. *Reproduced in direction*: it lies
-    above the claim's floor, 1.02 for a ratio; how far from the paper's factor is for the number to say. A "not slower" claim (factor 1) is *reproduced* where the interval rules out
-    a loss of more than 2 %, and *reproduced in direction* where only the median does. What a model says is never more
-    than *modelled only*.
+    above the claim's floor, 1.05 for a ratio; how far from the paper's factor is for the number to say. A "not slower" claim
+    (factor 1) is *reproduced* where the interval rules out a loss of more than 5 %, and *reproduced in direction* where only the
+    median does. What a model says is never more than *modelled only*.
 
     A claim of several ``parts`` (name → whether it holds) is reproduced where all hold, in direction where some do; for
     a claim without a factor they alone decide. Raises ValueError for such a claim without parts.
