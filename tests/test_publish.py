@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from feather.artifact import recorded
-from feather.artifact.publish import PAGES, claims_table, fill, measured_elsewhere, modelled_table, publish
+from feather.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +25,13 @@ def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
     claims = ROOT / "data" / "recorded" / "modelled" / "claims.csv"
     table = modelled_table(pd.read_csv(claims, keep_default_na=False)) if claims.exists() else "No run is kept yet."
     assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "artifact.md").read_text()
+
+
+def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
+    folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
+    if not (folder / AGAIN).exists():
+        pytest.skip("no second run of the reference is kept")
+    assert disagreements(folder) == []
 
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
@@ -115,6 +122,22 @@ def test_a_page_beside_the_figures_says_what_they_show_and_old_figures_go(checko
     checkout("modelled", "sim", OLD[0].replace("cpu,Old,reproduced", "sim,RTX,modelled only"))
     assert "\nModelled, not measured · vllm-cpu" in (tmp_path / "figures" / "modelled" / "README.md").read_text()
     assert (tmp_path / "figures" / "README.md").read_text() == page
+
+
+def test_a_second_run_stands_beside_the_first_and_says_whether_it_agrees(checkout, tmp_path):
+    checkout("Old", "cpu", *OLD)
+    out, kept = tmp_path / "out" / "Old", tmp_path / "data" / "recorded" / "old"
+    assert publish_again(out).endswith("claims-again.csv: the verdicts agree") and (kept / AGAIN).read_text() == (kept / "claims.csv").read_text()
+    claims = (out / "claims.csv").read_text()
+    (out / "claims.csv").write_text(claims.replace("Old,reproduced,why", "Old,not reproduced,why", 1))
+    assert publish_again(out).endswith("E3: reproduced, then not reproduced")
+    (out / "claims.csv").write_text("\n".join(line for line in claims.splitlines() if not line.startswith("E4")) + "\n")
+    assert publish_again(out).endswith("E4: reproduced, then absent")
+    (out / "run.json").write_text((out / "run.json").read_text().replace("Old", "Other"))
+    with pytest.raises(ValueError, match="is of Other, of which no run is kept"):
+        publish_again(out)
+    checkout("Old", "cpu", *OLD)
+    assert not (kept / AGAIN).exists(), "it belonged to the run before"
 
 
 def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):

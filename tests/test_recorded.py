@@ -9,7 +9,8 @@ import pytest
 
 from feather.artifact import overview, plan, recorded, report
 from feather.studies import machine
-from feather.studies.claims import CLAIMS
+from feather.studies.claims import CLAIMS, verdict
+from feather.studies.stats import Ratio
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
 OLD = "E3,groups,10×,1.5,1.25,1.75,5,×,cpu,Old,reproduced in direction,why,03_x,default,abc"
@@ -64,6 +65,14 @@ def test_kept_runs_are_one_table_of_what_was_tested(keep):
         ["old", "cpu", "Old", "E3"],
     ]
     assert kept[["ours", "low", "high"]].to_numpy().tolist() == [[2.5, 2.5, 2.5], [1.5, 1.25, 1.75]] and list(kept["repeats"]) == [1, 5]
+
+
+def test_the_verdicts_that_are_kept_are_those_of_the_rule():
+    """A claim's parts are not kept: they can only take "reproduced" down to "in direction"."""
+    kept = recorded.load()
+    for row in kept[kept["claim"].map(lambda name: CLAIMS[name].factor is not None)].itertuples():
+        ruled = verdict(row.claim, Ratio(row.ours, row.low, row.high, row.repeats), row.backend)
+        assert row.verdict in {ruled, {"reproduced": "reproduced in direction"}.get(ruled, ruled)}, f"{row.run}, {row.claim}"
 
 
 def test_only_the_run_of_that_device_and_backend_is_left_out(keep):

@@ -11,8 +11,7 @@ from feather.studies.figures import HOW
 
 def gallery(out: Path, run: dict, claims: pd.DataFrame) -> str:
     """The page of the finished run in ``out``: for each notebook that drew figures or judged claims, the claims with their
-    reasons and every figure with its caption, its file beside the page. ``claims``: rows of claims.csv. Raises OSError where
-    a notebook's record is missing."""
+    reasons and every figure with its caption, its file beside the page. ``claims``: rows of claims.csv."""
     how = HOW[run["backend"]] + ("" if run["backend"] == "sim" else f": {run['device']}")
     lines = [
         "# The figures of one run, and what they say", "",
@@ -22,7 +21,8 @@ def gallery(out: Path, run: dict, claims: pd.DataFrame) -> str:
     if (out / "figures" / "claims.png").exists():
         lines += ["![Every ratio beside the paper's](claims.png)", ""]
     for name, seconds in run["seconds"].items():
-        figures = json.loads((out / "results" / f"{name}.json").read_text())["figures"]
+        record = out / "results" / f"{name}.json"
+        figures = json.loads(record.read_text())["figures"] if record.exists() else []  # a notebook without a study leaves none
         judged = claims[(claims["study"] == name) & (claims["verdict"] != "not run here")]
         if not figures and judged.empty:
             continue

@@ -1,12 +1,16 @@
-"""``python -m feather.artifact.publish [OUT]``: keep a finished run as the reference for its device.
+"""``python -m feather.artifact.publish [OUT] [--again]``: keep a finished run as the reference for its device.
 
 Figures go to ``figures/``, in place of those of the run before, with a page that shows them; rows, claims and the machine to
-``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here" (``data/recorded/reference`` says which it is) and have a column for every
-other device that a run was measured on. A run on the modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand
-among measured ones. Refuses a run of another profile than "default" or "full", with a failed notebook, or from
-a changed checkout: what is kept must be what anyone can rerun.
+``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here"
+(``data/recorded/reference`` says which it is) and have a column for every other device that a run was measured on. A run on the
+modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand among measured ones. Refuses a run of
+another profile than "default" or "full", with a failed notebook, or from a changed checkout: what is kept must be what anyone can rerun.
+
+``--again`` keeps the claims of a second run on the same device beside the first's and says whether the verdicts agree. Its rows name their
+revisions: with ``run_all.sh --resume``, notebooks whose fingerprint has not changed since an earlier one are not run again.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -20,16 +24,13 @@ from feather.artifact.gallery import gallery
 from feather.artifact.plan import ROOT
 
 PAGES = ("README.md", "artifact.md")
+AGAIN = "claims-again.csv"
 
 
 def publish(out: Path) -> Path:
-    run = json.loads((out / "run.json").read_text())
-    if run["profiles"] not in (["default"], ["full"]):
-        raise ValueError(f"{out} has notebooks of the profiles {run['profiles']}: run them all with default, or all with full")
-    if run["failed"]:
-        raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
-    if len(run["revisions"]) != 1 or run["revisions"][0].endswith("+"):
-        raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision, without local changes")
+    run = _keepable(out)
+    if len(run["revisions"]) != 1:
+        raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision")
     modelled = run["backend"] == "sim"
     prefix = "modelled-" if modelled else ""
     claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
@@ -39,15 +40,15 @@ def publish(out: Path) -> Path:
         if not any(f"<!-- {name} -->" in (ROOT / page).read_text() for page in PAGES):
             raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
     page = gallery(out, run, claims)
-    device = re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
-    target = ROOT / "data" / "recorded" / device
+    target = _folder(run)
     target.mkdir(parents=True, exist_ok=True)
+    (target / AGAIN).unlink(missing_ok=True)
     for name in ("claims.csv", "run.json"):
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
     if not modelled:
-        recorded.keep_as_reference(device, ROOT)
+        recorded.keep_as_reference(target.name, ROOT)
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for figure in figures.glob("*.png"):
@@ -58,6 +59,42 @@ def publish(out: Path) -> Path:
     for name in PAGES:
         fill(ROOT / name, tables)
     return target
+
+
+def publish_again(out: Path) -> str:
+    """Keep the claims of a second run; returns a line on whether the verdicts agree. Raises ValueError for a run that could not be
+    kept at all, or where no first is."""
+    run = _keepable(out)
+    target = _folder(run)
+    if not (target / "claims.csv").exists():
+        raise ValueError(f"{out} is of {run['device']}, of which no run is kept: publish it without --again")
+    shutil.copy(out / "claims.csv", target / AGAIN)
+    differ = disagreements(target)
+    return f"kept in {target / AGAIN}: " + ("the verdicts agree" if not differ else "; ".join(differ))
+
+
+def disagreements(folder: Path) -> list[str]:
+    """A line for each claim of a kept run whose verdict is another in the second run."""
+    first, second = (
+        pd.read_csv(folder / name, keep_default_na=False).groupby("claim", sort=False)["verdict"].agg(" and ".join) for name in ("claims.csv", AGAIN)
+    )
+    both = pd.DataFrame({"first": first, "second": second}).fillna("absent")
+    return [f"{claim}: {row['first']}, then {row['second']}" for claim, row in both.iterrows() if row["first"] != row["second"]]
+
+
+def _keepable(out: Path) -> dict:
+    run = json.loads((out / "run.json").read_text())
+    if run["profiles"] not in (["default"], ["full"]):
+        raise ValueError(f"{out} has notebooks of the profiles {run['profiles']}: run them all with default, or all with full")
+    if run["failed"]:
+        raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
+    if any(revision.endswith("+") for revision in run["revisions"]):
+        raise ValueError(f"{out} was run at {run['revisions']}: it must be without local changes")
+    return run
+
+
+def _folder(run: dict) -> Path:
+    return ROOT / "data" / "recorded" / re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-")
 
 
 def modelled_table(claims: pd.DataFrame) -> str:
@@ -134,7 +171,11 @@ def fill(page: Path, tables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m feather.artifact.publish", description="Keep a finished run as the reference for its device.")
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "out", help="the run's folder (default: out)")
+    parser.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
+    options = parser.parse_args()
     try:
-        print(f"kept in {publish(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / 'out'))} and figures/")
+        print(publish_again(options.out) if options.again else f"kept in {publish(options.out)} and figures/")
     except (OSError, ValueError) as error:
         sys.exit(f"publish: {error}")
