@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from feather.artifact import recorded
+from feather.artifact import plan, recorded
 from feather.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +29,6 @@ def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
 
 def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
     folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
-    if not (folder / AGAIN).exists():
-        pytest.skip("no second run of the reference is kept")
     assert disagreements(folder) == []
 
 
@@ -41,6 +39,7 @@ HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reaso
 def checkout(tmp_path, monkeypatch):
     """An empty checkout to publish into; returns a function that publishes a run with the given rows of claims."""
     monkeypatch.setattr("feather.artifact.publish.ROOT", tmp_path)
+    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: ["s"])
     marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
     for page in PAGES:
         (tmp_path / page).write_text(marks)
@@ -153,6 +152,7 @@ def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept
     for page in ("README.md", "artifact.md"):
         (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
     run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}
+    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: [])
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "claims.csv").write_text("claim,text,paper,ours,low,high,unit,verdict,reason\n")
     with pytest.raises(ValueError, match="no page has a place for the table of the times"):
@@ -174,10 +174,12 @@ def test_filling_replaces_what_stands_between_the_marks(tmp_path):
         ({"failed": ["03_end_to_end"]}, "failed notebooks: 03_end_to_end"),
         ({"revisions": ["abc", "def"]}, "must be one revision"),
         ({"revisions": ["abc+"]}, "without local changes"),
+        ({"seconds": {"18_sweeps": 600}}, "lacks 00_environment, 01_prefix_homogeneity, .*: run all notebooks into one folder"),
     ],
 )
 def test_what_nobody_could_rerun_is_not_kept(tmp_path, change, message):
-    good = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d"}
+    good = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu"}
+    good["seconds"] = dict.fromkeys(plan.choose_for_backend(None, "cpu"), 1)
     (tmp_path / "run.json").write_text(json.dumps({**good, **change}))
     with pytest.raises(ValueError, match=message):
         publish(tmp_path)

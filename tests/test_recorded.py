@@ -99,6 +99,7 @@ def test_a_run_from_before_repeats_were_told_is_read_and_benchmarks_alone_are_sk
         (("1.5,", "fast,"), "claims.csv has 'fast' as 'ours' of E3, which is not a number; restore the file from git"),
         (("1.25,", ","), "claims.csv has '' as 'low' of E3"),
         ((",5,×", ",many,×"), "claims.csv has 'many' as 'repeats' of E3"),
+        ((",5,×", ",5.5,×"), "claims.csv has '5.5' as 'repeats' of E3"),
         ((",verdict,", ",judgement,"), "claims.csv lacks the columns verdict; restore"),
         (("reproduced in direction", "perhaps"), "claims.csv has the verdict 'perhaps', not one of: reproduced,"),
         ((OLD, OLD + ",a,b\n,,,,,,,,,,,,,,,,,,"), "claims.csv is not a table"),

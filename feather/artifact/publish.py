@@ -4,10 +4,11 @@ Figures go to ``figures/``, in place of those of the run before, with a page tha
 ``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here"
 (``data/recorded/reference`` says which it is) and have a column for every other device that a run was measured on. A run on the
 modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand among measured ones. Refuses a run of
-another profile than "default" or "full", with a failed notebook, or from a changed checkout: what is kept must be what anyone can rerun.
+another profile than "default" or "full", with a notebook that failed or was left out, or from a changed checkout: what is kept must be
+what anyone can rerun.
 
 ``--again`` keeps the claims of a second run on the same device beside the first's and says whether the verdicts agree. Its rows name their
-revisions: with ``run_all.sh --resume``, notebooks whose fingerprint has not changed since an earlier one are not run again.
+revisions, which may be several: a notebook that has been changed since can be run again alone.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from feather.artifact import recorded
+from feather.artifact import plan, recorded
 from feather.artifact.gallery import gallery
 from feather.artifact.plan import ROOT
 
@@ -88,6 +89,9 @@ def _keepable(out: Path) -> dict:
         raise ValueError(f"{out} has notebooks of the profiles {run['profiles']}: run them all with default, or all with full")
     if run["failed"]:
         raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
+    missing = set(plan.choose_for_backend(None, run["backend"])) - run["seconds"].keys()
+    if missing:
+        raise ValueError(f"{out} lacks {', '.join(sorted(missing))}: run all notebooks into one folder")
     if any(revision.endswith("+") for revision in run["revisions"]):
         raise ValueError(f"{out} was run at {run['revisions']}: it must be without local changes")
     return run

@@ -65,10 +65,10 @@ def _claims(path: Path) -> pd.DataFrame:
 
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     numbers = pd.to_numeric(table[name], errors="coerce")
-    needed = numbers.isna() if name in NUMBERS else numbers.isna() & table[name].notna()
-    if needed.any():
-        row = table[needed].iloc[0]
-        raise ValueError(f"{path} has {row[name]!r} as {name!r} of {row['claim']}, which is not a number; {_MEND}")
+    kind, wrong = ("number", numbers.isna()) if name in NUMBERS else ("whole number", table[name].notna() & ~(numbers % 1 == 0))
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise ValueError(f"{path} has {row[name]!r} as {name!r} of {row['claim']}, which is not a {kind}; {_MEND}")
     return numbers.astype(float)
 
 

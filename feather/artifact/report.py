@@ -56,7 +56,7 @@ def recorded_elsewhere(run: dict) -> tuple[pd.DataFrame, str]:
     report."""
     try:
         return recorded.load(leave_out=(run["backend"], run["device"])), ""
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return pd.DataFrame(columns=recorded.COLUMNS), str(error)
 
 

@@ -211,9 +211,9 @@ class SimEngine:
             self._shape, self.kv_blocks, self.block_size, self.max_batch, self.max_batched_tokens, self.prefix_caching, clock
         )
 
-    def warm(self, prefixes: list[list[int]]) -> None:
+    def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Every warm workload finds these prefixes in the prefix cache from now on, as far as it holds them: each run begins
-        with one request for each of them, whose time does not count."""
+        with one request for each of them, whose time does not count, and, with or without ``anew``, with nothing else."""
         self._warm = prefixes
 
     def run(self, workload: Workload, arm) -> SimRun:

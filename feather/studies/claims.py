@@ -12,8 +12,8 @@ VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "modelled
 
 # A factor counts as reproduced from four fifths of the paper's on.
 _SHARE_OF_FACTOR = 0.8
-# Two equal arms differ by up to 3.6 % on the machines that runs are kept of ("noise_floor" of benchmarks.policies, run twice: 0.964 and
-# 0.9745): a difference of less than 5 % is none, and a verdict that hung on less would be another one in the next run.
+# Two equal arms differ by up to 3.6 % on the machines that runs are kept of ("noise_floor" of benchmarks.policies: 0.9644 as recorded in
+# commit 64d5cd0, 0.9745 in 9b45cde): less than 5 % is no difference, and a verdict that hung on it would be another one in the next run.
 _NOISE = 0.05
 
 
@@ -57,7 +57,7 @@ CLAIMS = {
 
 
 def verdict(claim_id: str, ours: Ratio, backend: str, parts: dict[str, bool] | None = None) -> str:
-    """Hold a number against the claim's: by its interval's ends, not by its middle.
+    """Hold a number against the claim's: by its interval's ends, not by its middle; a claim without a factor by its parts.
 
     *Reproduced*: the whole interval lies above four fifths of the paper's factor. *Reproduced in direction*: it lies
     above the claim's floor, 1.05 for a ratio; how far from the paper's factor is for the number to say. A "not slower" claim

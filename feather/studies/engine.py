@@ -193,10 +193,13 @@ class Engine:
             raise ValueError("cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')")
         self._runner.cascade_attn_enabled = self.cascade = on
 
-    def warm(self, prefixes: list[list[int]]) -> None:
-        """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on."""
+    def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
+        """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
+        nothing of earlier runs."""
         from feather.studies.scheduler import ARMS
 
+        if anew:
+            self.llm.reset_prefix_cache()
         self._warm = prefixes
         prompts = [Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]
         self._drive(Workload(prompts), ARMS["FCFS"])

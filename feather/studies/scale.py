@@ -102,7 +102,7 @@ def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) ->
 
     def run(seed: int):
         prefixes = setting.prefixes()
-        engine.warm(prefixes)
+        engine.warm(prefixes, anew=setting.shared < 1)  # each one's own part fills whole blocks, and every arm has the same requests
         workload = setting.workload(prefixes, seed)
         if setting.batch < engine.max_batch:
             workload = replace(workload, clients=setting.batch)  # no more than these are ever there, so none of them waits

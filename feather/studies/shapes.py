@@ -1,4 +1,4 @@
-"""The paper's claims about the shape of a curve (M3 to M6), each as parts that hold or do not."""
+"""The paper's claims about the shape of a curve (M3 to M6), each as parts that hold or do not. Parts go by medians."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,8 @@ class Shape(NamedTuple):
 
 def over_groups(table: pd.DataFrame, groups: Sequence[int], cached: float, until: float | None = None) -> Shape:
     """M3: throughput falls from one prefix group to two, stays, and collapses beyond ``until`` groups: by default beyond ``cached``, the
-    prefixes that the KV cache holds. Raises ValueError where ``groups`` has no count from 2 to there."""
+    prefixes that the KV cache holds. What the counts cannot show does not hold. Raises ValueError where ``groups`` has no count from 2
+    to there."""
     until = until or cached
     flat_counts = [count for count in groups if 2 <= count <= until]
     if not flat_counts:
@@ -34,12 +35,16 @@ def over_groups(table: pd.DataFrame, groups: Sequence[int], cached: float, until
         return compare(table, "throughput", of={"groups": of}, to={"groups": to})
 
     drop, flat, collapse = ratio(groups[0], groups[1]), ratio(few, many), ratio(many, groups[-1])
-    beyond = {"then less than half": collapse.median > 2} if groups[-1] > many else {}
     told = (
         f"Throughput at {groups[0]} group over {groups[1]}; {few} over {many}: {flat.median:.2f}×; {many} over {groups[-1]}: {collapse.median:.2f}×. "
         f"The KV cache holds {cached:.1f} such prefixes, beyond which they are evicted."
     )
-    return Shape(drop, told, {"drop of more than 10 %": drop.median > 1.1, "then flat within 10 %": abs(flat.median - 1) < 0.1, **beyond})
+    parts = {
+        "drop of more than 10 %": drop.median > 1.1,
+        "then flat within 10 %": few < many and abs(flat.median - 1) < 0.1,
+        "then less than half": collapse.median > 2,
+    }
+    return Shape(drop, told, parts)
 
 
 def over_shared(table: pd.DataFrame) -> Shape:
