@@ -9,8 +9,8 @@ cd "$(dirname "$0")"
 
 # The command line is checked with any supported Python, before minutes go into an environment.
 system_python=$(supported_python) || exit 2
-case " $* " in *" --help "* | *" -h "* | *" --list "*) exec "$system_python" -m feather.artifact.cli "$@" ;; esac
-flavour=$("$system_python" -m feather.artifact.cli "$@" --check) || exit $?
+case " $* " in *" --help "* | *" -h "* | *" --list "*) exec "$system_python" -m lab.artifact.cli "$@" ;; esac
+flavour=$("$system_python" -m lab.artifact.cli "$@" --check) || exit $?
 
 make_environment "$flavour"
-exec "$PYTHON_VENV" -m feather.artifact.cli "$@"
+exec "$PYTHON_VENV" -m lab.artifact.cli "$@"

@@ -11,7 +11,7 @@ import random
 from benchmarks.timing import main, spread, timed
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
-from feather.studies.detection import BLOCK, CHUNK, block_hashes
+from lab.studies.detection import BLOCK, CHUNK, block_hashes
 
 PREFIX, SUFFIX, WAITING, GROUPS = 10_000, 20, 500, 5
 SCALES = (100, 1_000, 10_000, 100_000)

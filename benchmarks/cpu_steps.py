@@ -1,6 +1,6 @@
 """Times engine steps on this machine's CPU, to fit the modelled CPU to some and try it on others.
 
-``python -m benchmarks.cpu_steps [--json] [--write]``: batches of the plan in ``feather.sim.calibration`` on vLLM's real CPU
+``python -m benchmarks.cpu_steps [--json] [--write]``: batches of the plan in ``lab.model.calibration`` on vLLM's real CPU
 engine, interleaved, about ten minutes. A run during which other programs took more than 3 % of the cores is made again; with ``--write`` the rows become ``data/calibration/cpu_steps.csv``.
 """
 
@@ -14,11 +14,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.timing import main
-from feather.sim import calibration
-from feather.studies import machine
-from feather.studies.engine import Engine
-from feather.studies.scheduler import ARMS
-from feather.workloads import make_prefixes, unshared
+from lab.model import calibration
+from lab import machine
+from lab.engines.real import Engine
+from lab.engines.study_scheduler import ARMS
+from lab.workloads import make_prefixes, unshared
 
 REPEATS = 3  # undisturbed runs of every point
 FOREIGN = 0.03  # share of the cores that other programs may take while a point runs; else it is run again later

@@ -1,14 +1,14 @@
 """How long a decision takes, for every policy: ``python -m benchmarks.decisions [--json]``.
 
 On states drawn at random, the same for all, in turns; the bandit has seen all of its contexts, the networks have the layers that
-``feather.train`` gives them, with random weights.
+``lab.train`` gives them, with random weights.
 """
 
 import numpy as np
 
 from benchmarks.timing import main, spread, timed
-from feather.agent import Bandit, BatchState, Decision, Network, NeverStop, Policy, Step, Threshold
-from feather.agent.network import NARROW
+from feather.policies import Bandit, BatchState, Decision, Network, NeverStop, Policy, Step, Threshold
+from feather.policies.network import NARROW
 
 LAYERS, STATES, REPEATS = (32, 32), 200, 60
 

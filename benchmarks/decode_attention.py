@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.timing import spread
-from feather.studies import machine
+from lab import machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ def check() -> list[dict]:
         environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
         if not on_gpu:
             environment["TRITON_INTERPRET"] = "1"
-        command = [sys.executable, "-m", "feather.kernels.check", implementation]
+        command = [sys.executable, "-m", "lab.kernels.check", implementation]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(f"{implementation}: {done.stderr.strip().splitlines()[-1]}")
@@ -53,8 +53,8 @@ def check() -> list[dict]:
 
 def measure(backend: str, heads: list[str], repeats: int, counted: bool) -> tuple[pd.DataFrame, list[dict]]:
     """The study's table, and what the hardware's counters say or why they are silent."""
-    from feather.studies.decode_attention import SIZES, STUDY, Bench, conditions
-    from feather.studies.study import Study, frame
+    from lab.studies.decode_attention import SIZES, STUDY, Bench, conditions
+    from lab.studies.study import Study, frame
 
     with tempfile.TemporaryDirectory() as out:
         study = Study(STUDY, None, out, backend)
@@ -72,9 +72,9 @@ def measure(backend: str, heads: list[str], repeats: int, counted: bool) -> tupl
 
 def count(bench) -> list[dict]:
     """Hardware counters of one group, of eight in two orders, and of eight packed."""
-    from feather.kernels.batch import even
-    from feather.studies.counters import Unreadable, ncu, perf
-    from feather.studies.decode_attention import SUFFIX
+    from lab.kernels.batch import even
+    from lab.studies.counters import Unreadable, ncu, perf
+    from lab.studies.decode_attention import SUFFIX
 
     sizes, rows = bench.sizes, []
     for kernel, groups, order in (("paged", 1, "grouped"), ("paged", 8, "grouped"), ("paged", 8, "round-robin"), ("packed", 8, "grouped")):
@@ -96,8 +96,8 @@ def once(what: str) -> None:
     """One call between cudaProfilerStart and cudaProfilerStop, for Nsight Compute."""
     import torch
 
-    from feather.kernels.batch import even
-    from feather.studies.decode_attention import SIZES, SUFFIX, Bench, Sizes
+    from lab.kernels.batch import even
+    from lab.studies.decode_attention import SIZES, SUFFIX, Bench, Sizes
 
     heads, kernel, groups, order = what.split(",")
     sizes = SIZES["gpu"][heads]
@@ -111,8 +111,8 @@ def once(what: str) -> None:
 
 
 def told(table: pd.DataFrame, counts: list[dict]) -> dict:
-    from feather.studies.bandwidth import fit
-    from feather.studies.study import compare
+    from lab.studies.bandwidth import fit
+    from lab.studies.study import compare
 
     labels = ["heads", "curve", "policy", "requests", "prefix tokens", "groups", "divergent", "order", "asked bytes", "unique bytes"]
     copies = table[table["metric"] == "copy bandwidth"]["value"]
@@ -179,8 +179,8 @@ def main() -> int:
         if options.rows and not options.rows.resolve().parent.is_dir():
             raise ValueError(f"--rows {options.rows}: there is no folder {options.rows.resolve().parent}")
         backend, _ = machine.choose_backend(options.backend)
-        from feather.studies.decode_attention import SIZES
-        from feather.studies.study import COLUMNS
+        from lab.studies.decode_attention import SIZES
+        from lab.studies.study import COLUMNS
 
         heads = options.heads.split(",") if options.heads else list(SIZES[backend])
         table, counts = measure(backend, heads, options.repeats, options.counters)

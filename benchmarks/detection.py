@@ -1,13 +1,13 @@
 """What finding shared prefixes costs per engine step: ``python -m benchmarks.detection [--json]``.
 
-The step and its arms are those of ``feather.studies.detection``; SGLang's code is in requirements/peers.txt. "Feather in SGLang" is all that Feather
+The step and its arms are those of ``lab.studies.detection``; SGLang's code is in requirements/peers.txt. "Feather in SGLang" is all that Feather
 does in a step behind SGLang's seam: reconcile with its queue, hash who came, choose, and choose again behind who was admitted.
 """
 
 import pandas as pd
 
 from benchmarks.timing import main, spread
-from feather.studies.detection import measure
+from lab.studies.detection import measure
 from feather.sglang import VERSION, check_version
 
 LENGTHS, WAITING, STEPS = (5_000, 10_000, 20_000), 500, 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from feather.studies.model import TINY_LLAMA
+from lab.llm import TINY_LLAMA
 
 MAX_BATCH = 32
 

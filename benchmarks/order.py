@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import main
-from feather.studies.engine import Engine
-from feather.studies.scheduler import ARMS, Arm
-from feather.studies.stats import ratio
-from feather.workloads import Prompt, Workload, make_prefixes
+from lab.engines.real import Engine
+from lab.engines.study_scheduler import ARMS, Arm
+from lab.stats import ratio
+from lab.workloads import Prompt, Workload, make_prefixes
 
 SYSTEM, DOCUMENT, DOCUMENTS, EACH, SHORT, DECODE, REPEATS = 1024, 6976, 4, 24, 32, 32, 5
 

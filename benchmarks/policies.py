@@ -8,8 +8,8 @@ is something to decide on the modelled GPU, with the cascade kernel and without,
 policy to FCFS by its upper 95 % bound; the oracle is the better of stopping and not, in each cell.
 """
 
-from feather.studies import policies
-from feather.studies.policies import ON_ENGINE, ON_MODEL, Runner, label, run_cells, sample
+from lab.studies import policies
+from lab.studies.policies import ON_ENGINE, ON_MODEL, Runner, label, run_cells, sample
 
 from benchmarks.timing import main
 
@@ -18,7 +18,7 @@ MODEL_CELLS = {"smoke": 4, "full": 12}
 
 
 def on_engine(profile: str) -> dict:
-    from feather.studies.engine import Engine
+    from lab.engines.real import Engine
 
     runner = Runner(Engine("cpu", max_batch=32), tokens=2560, requests=(40, 192))
     rows = list(run_cells(runner, sample(CELLS[profile]), ON_ENGINE, REPEATS[profile], "policies, real engine"))
@@ -26,7 +26,7 @@ def on_engine(profile: str) -> dict:
 
 
 def on_model(profile: str) -> dict:
-    from feather.sim.engine import SimEngine
+    from lab.engines.modelled import SimEngine
 
     cells = [policies.Cell(groups, prefix, decode, None) for prefix in (8000, 4000) for groups in (4, 8, 2) for decode in (32, (8, 128))]
     found = {}

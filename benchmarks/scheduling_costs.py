@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import timing
-from feather.sim.costs import COLUMNS, TABLE, SchedulingCosts, fitted
-from feather.studies import machine
+from lab.model.costs import COLUMNS, TABLE, SchedulingCosts, fitted
+from lab import machine
 
 FEATHER = ("Feather (never stop)", "Feather (threshold)")
 # engine → (arms, those of them that order all that waits anew whenever they are asked)
@@ -24,8 +24,8 @@ SIZES = ((64, 32, 2000), (400, 100, 5000), (800, 500, 5000), (600, 200, 10_000))
 
 
 def run(engine: str, write: bool) -> dict:
-    from feather.sim.engine import SimEngine
-    from feather.workloads import even_sizes, grouped, make_prefixes
+    from lab.engines.modelled import SimEngine
+    from lab.workloads import even_sizes, grouped, make_prefixes
 
     names, slow = ARMS[engine]
     measured = []
@@ -60,9 +60,9 @@ def run(engine: str, write: bool) -> dict:
 
 def _arms(engine: str) -> dict:
     if engine == "sglang":
-        from feather.sim.sglang import ARMS as found
+        from lab.engines.modelled_sglang import ARMS as found
     else:
-        from feather.studies.scheduler import ARMS as found
+        from lab.engines.study_scheduler import ARMS as found
     return found
 
 

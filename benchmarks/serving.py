@@ -28,10 +28,10 @@ from vllm.benchmarks.serve import get_request
 
 from benchmarks.openai_server import Server
 from benchmarks.timing import main
-from feather.studies import machine
-from feather.studies.model import TINY_LLAMA
-from feather.studies.stats import Ratio, ratio
-from feather.workloads import even_sizes, grouped, make_prefixes
+from lab import machine
+from lab.llm import TINY_LLAMA
+from lab.stats import Ratio, ratio
+from lab.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, DECODE = 8, 8_000, (8, 64)  # decode tokens: uniform, both included
 LOAD = 0.8  # of FCFS's capacity

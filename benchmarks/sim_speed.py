@@ -7,9 +7,9 @@
 
 
 from benchmarks.timing import main, spread, timed
-from feather.sim.engine import SimEngine
-from feather.studies.scheduler import ARMS
-from feather.workloads import even_sizes, grouped, make_prefixes
+from lab.engines.modelled import SimEngine
+from lab.engines.study_scheduler import ARMS
+from lab.workloads import even_sizes, grouped, make_prefixes
 
 REPEATS = 5
 

@@ -6,8 +6,8 @@
 import pandas as pd
 
 from benchmarks.timing import main
-from feather.sim import calibration
-from feather.studies.modelled import published, residuals
+from lab.model import calibration
+from lab.studies.modelled import published, residuals
 
 
 def run() -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from feather.studies import machine
+from lab import machine
 
 
 def timed(operation: Callable[[], object]) -> float:

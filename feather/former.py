@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from feather.agent import BatchState, Decision, Policy, Step
+from feather.policies import BatchState, Decision, Policy, Step
 from feather.cht import Candidate, ChunkedHashTree
 from feather.turns import Turns
 

@@ -4,7 +4,7 @@ import time
 from logging import Logger
 from pathlib import Path
 
-from feather.agent import Policy
+from feather.policies import Policy
 
 _EVERY = 60.0  # seconds between two saves
 

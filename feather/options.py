@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from feather.agent import Bandit, Guard, Network, NeverStop, Policy, Threshold, Traced
+from feather.policies import Bandit, Guard, Network, NeverStop, Policy, Threshold, Traced
 from feather.cht import ORDERS
 from feather.former import BatchFormer
 
@@ -20,7 +20,7 @@ POLICIES = ("never_stop", "threshold", "bandit", "network")
 class Options:
     policy: str = "bandit"
     """when to stop filling the batch: "never_stop", "threshold" (the authors' rule), "bandit" (learned while serving) or
-    "network" (trained beforehand, ``python -m feather.train``)"""
+    "network" (trained beforehand, ``python -m lab.train``)"""
     guard: bool = True
     """let the policy drive only while it gives more throughput than never stopping"""
     checkpoint: str = ""
@@ -30,7 +30,7 @@ class Options:
     trace_megabytes: int = 64
     """size of that file at most"""
     network: str = ""
-    """network: the file that ``feather.train`` wrote"""
+    """network: the file that ``lab.train`` wrote"""
     chunk_size: int = 512
     """tokens per chunk of the tree, 1 … 4096; a multiple of the engine's block size spares the hashing. The threshold
     counts whole chunks: with longer ones than it allows, the first lost chunk stops the batch"""
@@ -68,7 +68,7 @@ class Options:
             if getattr(self, name) not in choices:
                 raise ValueError(f"option {name}={getattr(self, name)!r} must be one of: {', '.join(choices)}")
         if self.policy == "network" and not Path(self.network).expanduser().is_file():
-            raise ValueError(f"option network={self.network!r} must name a file that python -m feather.train has written")
+            raise ValueError(f"option network={self.network!r} must name a file that python -m lab.train has written")
         for name, low, high in (
             ("chunk_size", 1, 4096),
             ("trace_megabytes", 1, None),

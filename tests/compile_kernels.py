@@ -12,10 +12,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from feather.kernels.batch import HEADS
-from feather.kernels.packed import packed_kernel
-from feather.kernels.paged import paged_kernel
-from feather.kernels.triton_attention import launch_options
+from lab.kernels.batch import HEADS
+from lab.kernels.packed import packed_kernel
+from lab.kernels.paged import paged_kernel
+from lab.kernels.triton_attention import launch_options
 
 TYPES = {
     **dict.fromkeys(("queries", "keys", "values"), "*bf16"), **dict.fromkeys(("outputs", "sums"), "*fp32"), "scale": "fp32",

@@ -13,7 +13,7 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"
 def main(arguments: dict) -> None:
     from vllm import LLM, SamplingParams
 
-    from feather.studies.model import TINY_LLAMA
+    from lab.llm import TINY_LLAMA
 
     speculative = "speculative_config" in arguments
     with tempfile.TemporaryDirectory() as folder:

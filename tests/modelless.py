@@ -13,7 +13,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from feather.studies.model import TINY_LLAMA
+from lab.llm import TINY_LLAMA
 
 BLOCK = 16
 

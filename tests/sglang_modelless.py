@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from feather.sglang.modelless import ModellessScheduler, made_up, make_request, server_arguments
+from lab.engines.sglang_modelless import ModellessScheduler, made_up, make_request, server_arguments
 
 __all__ = ["Driver", "make_request", "make_scheduler", "server_arguments"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def main(out: Path) -> None:
-    from feather.studies import figures
-    from feather.studies.engine import Engine
-    from feather.studies.evaluation import over_groups
-    from feather.studies.scheduler import ARMS
-    from feather.studies.stats import Ratio
-    from feather.studies.study import Study
-    from feather.workloads import even_sizes, grouped, make_prefixes, unshared
+    from lab import figures
+    from lab.engines.real import Engine
+    from lab.studies.evaluation import over_groups
+    from lab.engines.study_scheduler import ARMS
+    from lab.stats import Ratio
+    from lab.studies.study import Study
+    from lab.workloads import even_sizes, grouped, make_prefixes, unshared
 
     engine = Engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
     prefixes = make_prefixes(4, 1024)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from feather.agent import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
+from feather.policies import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
 from feather.former import BatchFormer
 from feather.options import Options
 from toy import ToyEngine, all_or_nothing, by_rows, closed_loop

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from feather.sglang import missing
-from feather.studies import detection
-from feather.studies.sglang_peer import Peer
-from feather.vllm.baselines import RadixQueue
-from feather.vllm.radix import RadixTree
+from lab.studies import detection
+from lab.studies.sglang_peer import Peer
+from lab.engines.baselines import RadixQueue
+from lab.engines.radix import RadixTree
 
 needs_sglang = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from feather.artifact import cli, plan, report
-from feather.studies import machine
+from lab.artifact import cli, plan, report
+from lab import machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,7 +152,7 @@ def test_a_record_that_was_cut_short_is_run_again(notebooks, tmp_path):
 
 def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_says_what_it_lacked(notebooks, tmp_path):
     out = tmp_path / "out"
-    notebooks(one01=GOOD + "; from feather.studies.study import Study; Study('01_one', None, out).not_run('E11', 'fetch it')", two02=GOOD)
+    notebooks(one01=GOOD + "; from lab.studies.study import Study; Study('01_one', None, out).not_run('E11', 'fetch it')", two02=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
     with (out / "claims.csv").open() as file:
@@ -163,7 +163,7 @@ def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_say
 
 def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks, tmp_path):
     out = tmp_path / "out"
-    code = "from feather.studies.study import Study; from feather.studies.stats import Ratio; study = Study('01_one', None, out); "
+    code = "from lab.studies.study import Study; from lab.stats import Ratio; study = Study('01_one', None, out); "
     code += "study.claim('E3', Ratio(150.4, 100.2, 200.6, 5), 'why'); study.claim('E4', Ratio(2.0, 2.0, 2.0, 1), 'why')"
     notebooks(one01=code)
     assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "01", "--out", str(out)]) == 0
@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     folder = notebooks(one01=GOOD, two02=LONG)
     arguments = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     code = (  # a shell that runs the tests in the background has them ignore Ctrl-C, and all their children
-        "import pathlib, signal, sys; from feather.artifact import cli, plan; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "import pathlib, signal, sys; from lab.artifact import cli, plan; signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"plan.NOTEBOOKS = pathlib.Path({str(folder)!r}); sys.exit(cli.main({arguments!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from feather.studies import explore
+from lab.studies import explore
 
 SMALL = explore.Setting(groups=3, prefix_tokens=4000, batch=16, decode_tokens=(4, 12))
 

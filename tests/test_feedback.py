@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from feather.agent import Policy
+from feather.policies import Policy
 from feather.vllm import FeatherScheduler
 from modelless import Driver, abort, make_request, make_scheduler
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from feather.studies import figures
+from lab import figures
 
 
 @pytest.mark.parametrize("hue, order", [(None, None), ("policy", None), ("batches", None), ("batches", ["8 × 1", "16 × 4"])])

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from feather.admission import Admission
-from feather.agent import BatchState, NeverStop, Policy, Threshold
+from feather.policies import BatchState, NeverStop, Policy, Threshold
 from feather.former import BatchFormer
 from feather.options import Options
 

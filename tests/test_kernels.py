@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from feather.kernels.batch import divergent, even
-from feather.kernels.packing import packs
-from feather.studies import counters
-from feather.sim.hardware import H200
-from feather.studies.bandwidth import calibrate, fit, memory_tokens
-from feather.studies.decode_attention import batch_of
+from lab.kernels.batch import divergent, even
+from lab.kernels.packing import packs
+from lab.studies import counters
+from lab.model.hardware import H200
+from lab.studies.bandwidth import calibrate, fit, memory_tokens
+from lab.studies.decode_attention import batch_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def run(*arguments, **environment):
 def test_every_kernel_agrees_with_float64(implementation):
     if implementation == "triton":
         pytest.importorskip("triton")
-    done = run("-m", "feather.kernels.check", implementation, TRITON_INTERPRET="1")
+    done = run("-m", "lab.kernels.check", implementation, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     assert len(rows) == (2 if implementation == "triton" else 3) * 2 * 9
@@ -153,7 +153,7 @@ def test_counters_that_cannot_be_read_say_why(tmp_path, monkeypatch):
 
 
 def test_the_benchmark_needs_no_engine_to_load():
-    code = "import sys; sys.modules['vllm'] = None; import benchmarks.decode_attention, feather.studies.decode_attention, feather.studies.bandwidth"
+    code = "import sys; sys.modules['vllm'] = None; import benchmarks.decode_attention, lab.studies.decode_attention, lab.studies.bandwidth"
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
 

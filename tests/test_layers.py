@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = ["core", "workloads", "kernels", "vllm", "sglang", "studies", "artifact"]
 CORE = {"hashing", "cht", "agent", "former", "turns", "admission", "memory", "options"}
-STEP_MODEL = {"feather.sim", "feather.sim.hardware", "feather.sim.steptime"}  # the rest of feather.sim drives an engine, as studies do
+STEP_MODEL = {"lab.model", "lab.model.hardware", "lab.model.steptime"}  # the rest of lab.model drives an engine, as studies do
 
 
 def layer(module: str) -> int:
-    if module.startswith("feather.sim"):
+    if module.startswith("lab.model"):
         return 0 if module in STEP_MODEL else LAYERS.index("studies")
-    if module in ("feather.env", "feather.train"):
+    if module in ("lab.train.env", "lab.train"):
         return LAYERS.index("studies")
     part = module.split(".")[1] if "." in module else "core"
     return 0 if part in CORE or part == "core" else LAYERS.index(part)
@@ -40,7 +40,7 @@ def test_imports_point_inward():
 
 def test_the_core_and_the_command_line_load_without_an_engine():
     code = (
-        "import sys, feather.options, feather.artifact.cli; "
+        "import sys, feather.options, lab.artifact.cli; "
         "heavy = {'torch', 'vllm', 'pandas', 'papermill', 'gymnasium', 'stable_baselines3'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

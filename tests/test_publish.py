@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from feather.artifact import plan, recorded
-from feather.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
+from lab.artifact import plan, recorded
+from lab.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reaso
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """An empty checkout to publish into; returns a function that publishes a run with the given rows of claims."""
-    monkeypatch.setattr("feather.artifact.publish.ROOT", tmp_path)
+    monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
     monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: ["s"])
     marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
     for page in PAGES:
@@ -148,7 +148,7 @@ def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
 
 
 def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("feather.artifact.publish.ROOT", tmp_path)
+    monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
     for page in ("README.md", "artifact.md"):
         (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
     run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}

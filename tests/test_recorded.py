@@ -7,10 +7,10 @@ from html import unescape
 import pandas as pd
 import pytest
 
-from feather.artifact import overview, plan, recorded, report
-from feather.studies import machine
-from feather.studies.claims import CLAIMS, verdict
-from feather.studies.stats import Ratio
+from lab.artifact import overview, plan, recorded, report
+from lab import machine
+from lab.claims import CLAIMS, verdict
+from lab.stats import Ratio
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
 OLD = "E3,groups,10×,1.5,1.25,1.75,5,×,cpu,Old,reproduced in direction,why,03_x,default,abc"

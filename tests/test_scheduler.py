@@ -9,9 +9,9 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 
-from feather.agent import Policy
+from feather.policies import Policy
 from feather.hashing import hash_tokens
-from feather.studies.scheduler import ARMS, StudyScheduler
+from lab.engines.study_scheduler import ARMS, StudyScheduler
 from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
 from modelless import Driver, abort, make_request, make_scheduler

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.openai_server import Server
 from benchmarks.serving import Clients
-from feather.workloads import make_prefixes
+from lab.workloads import make_prefixes
 
 pytestmark = pytest.mark.engine
 

@@ -19,7 +19,7 @@ if feather.sglang.missing():
 from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
 
 import modelless
-from feather.agent import Policy
+from feather.policies import Policy
 from feather.hashing import hash_tokens
 from feather.sglang import install
 from feather.sglang.policy import FeatherPolicy, prefix_path
@@ -369,7 +369,7 @@ def test_the_schedulers_own_process_has_it_too(tmp_path):
     """As SGLang starts its scheduler: spawned, from a launching script that installs at its top level."""
     script = tmp_path / "serve.py"
     script.write_text(
-        "from feather.sglang.stubs import stub\nstub()\nimport feather.sglang.serve\n"
+        "from lab.engines.sglang_stubs import stub\nstub()\nimport feather.sglang.serve\n"
         "def child(pipe):\n"
         "    from sglang.srt.managers import scheduler\n"
         "    pipe.send((scheduler.Scheduler.__name__, scheduler.Scheduler.feather_options.policy))\n"

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from feather.studies import shapes
+from lab.studies import shapes
 
 
 def curve(metric, by, values, **more):

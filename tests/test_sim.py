@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from feather.sim.hardware import DEVICES, RTX_6000_ADA
-from feather.sim.rows import Rows, SharedBlocks
-from feather.sim.steptime import Batch, StepModel, still_cached
-from feather.studies.model import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
+from lab.model.hardware import DEVICES, RTX_6000_ADA
+from lab.model.rows import Rows, SharedBlocks
+from lab.model.steptime import Batch, StepModel, still_cached
+from lab.llm import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
 
 PREFIX, OWN = 10_000, 40
 BYTES = LLAMA_3_8B.kv_bytes_per_token
@@ -190,7 +190,7 @@ def test_shared_blocks_equal_what_comparing_all_tables_finds():
 
 
 def test_a_cost_table_without_the_engine_says_how_to_make_it(tmp_path):
-    from feather.sim.costs import TABLE, SchedulingCosts
+    from lab.model.costs import TABLE, SchedulingCosts
 
     table = tmp_path / "costs.csv"
     table.write_text("".join(line for line in TABLE.read_text().splitlines(True) if "sglang" not in line))
@@ -203,7 +203,7 @@ def test_a_cost_table_without_the_engine_says_how_to_make_it(tmp_path):
 
 
 def test_the_recorded_costs_tell_dear_queues_from_cheap_ones():
-    from feather.sim.costs import SchedulingCosts
+    from lab.model.costs import SchedulingCosts
 
     queue = {kind: SchedulingCosts("sglang").seconds(kind, 500, 500, 5, 5, 5, 10_000)[0] for kind in ("fcfs", "not asked", "feather", "lpm", "dfs-weight")}
     assert queue["not asked"] <= queue["fcfs"] < queue["feather"] < 0.02 * min(queue["lpm"], queue["dfs-weight"])
@@ -214,20 +214,20 @@ def test_the_recorded_costs_tell_dear_queues_from_cheap_ones():
 
 @pytest.fixture(scope="module")
 def workloads():
-    from feather.workloads import even_sizes, grouped, make_prefixes
+    from lab.workloads import even_sizes, grouped, make_prefixes
 
     prefixes = make_prefixes(3, 1024)
     return prefixes, lambda seed=1, **options: grouped(prefixes, even_sizes(24, 3), seed, **{"decode_tokens": (4, 20), **options})
 
 
 def sim(**options):
-    from feather.sim.engine import SimEngine
+    from lab.engines.modelled import SimEngine
 
     return SimEngine(**{"max_batch": 8, "scheduling": "free", **options})
 
 
 def test_a_run_gives_every_token_and_the_same_again(workloads):
-    from feather.studies.scheduler import ARMS
+    from lab.engines.study_scheduler import ARMS
 
     prefixes, workload = workloads
     runs = []
@@ -245,7 +245,7 @@ def test_a_run_gives_every_token_and_the_same_again(workloads):
 
 
 def test_arrivals_are_waited_for_on_the_virtual_clock(workloads):
-    from feather.studies.scheduler import ARMS
+    from lab.engines.study_scheduler import ARMS
 
     prefixes, workload = workloads
     run = sim().run(workload(requests_per_s=2.0), ARMS["FCFS"])
@@ -262,7 +262,7 @@ def test_feather_sees_the_virtual_clock():
 
 
 def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(workloads):
-    from feather.studies.scheduler import ARMS
+    from lab.engines.study_scheduler import ARMS
 
     prefixes, workload = workloads
     engine = sim(kv_gib=4200 * BYTES / 2**30, max_batched_tokens=256)
@@ -276,8 +276,8 @@ def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(wo
 
 
 def test_a_divergent_request_ends_cascade():
-    from feather.studies.scheduler import ARMS
-    from feather.workloads import grouped, make_prefixes
+    from lab.engines.study_scheduler import ARMS
+    from lab.workloads import grouped, make_prefixes
 
     prefixes, engine = make_prefixes(2, 4000), sim(max_batch=100)
     engine.warm(prefixes)
@@ -320,8 +320,8 @@ def test_what_cannot_work_is_refused_with_the_numbers(options, message):
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers():
-    from feather.studies.scheduler import ARMS
-    from feather.workloads import unshared
+    from lab.engines.study_scheduler import ARMS
+    from lab.workloads import unshared
 
     with pytest.raises(ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"):
         sim(kv_gib=2000 * BYTES / 2**30).run(unshared(1, 3000, seed=1), ARMS["FCFS"])
@@ -342,14 +342,14 @@ def test_a_device_that_cannot_be_is_refused(constants, message):
     ({"requests": 10, "backlog": 11}, "backlog=11 must be from 0 to 10"), ({"levels": 2}, "groups=5 with levels=2"),
 ])  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(options, message):
-    from feather.studies.scale import Setting
+    from lab.studies.scale import Setting
 
     with pytest.raises(ValueError, match=message):
         Setting(**options)
 
 
 def test_parameters_of_the_notebooks_are_refused_by_name():
-    from feather.studies import gains, scale
+    from lab.studies import gains, scale
 
     scale.check_axes(2, groups=[1, 2])
     for groups in ([1], [2, 1], []):
@@ -364,7 +364,7 @@ def test_parameters_of_the_notebooks_are_refused_by_name():
 
 
 def test_a_queue_without_recorded_costs_is_refused():
-    from feather.sim.costs import SchedulingCosts
+    from lab.model.costs import SchedulingCosts
 
     with pytest.raises(ValueError, match="no scheduling costs of a queue of kind 'lottery', only of: .*fcfs.*scheduling_costs"):
         SchedulingCosts().seconds("lottery", 1, 1, 1, 1, 1, 100)
@@ -374,8 +374,8 @@ def test_a_queue_without_recorded_costs_is_refused():
 
 
 def test_the_patient_rule_is_the_threshold_but_for_its_patience():
-    from feather.studies.scale import FLOORLESS, PATIENT
-    from feather.studies.scheduler import ARMS
+    from lab.studies.scale import FLOORLESS, PATIENT
+    from lab.engines.study_scheduler import ARMS
 
     threshold = ARMS["Feather (threshold)"].options
     assert PATIENT.options == {**threshold, "max_wait": float("inf")} and PATIENT.options["guard"] is False
@@ -383,7 +383,7 @@ def test_the_patient_rule_is_the_threshold_but_for_its_patience():
 
 
 def test_a_backlog_is_there_at_the_start_and_the_rest_comes_at_the_rate():
-    from feather.studies.scale import Setting
+    from lab.studies.scale import Setting
 
     setting = Setting(groups=2, prefix_tokens=16, requests=40, requests_per_s=10.0)
     times = [[prompt.arrival for prompt in replace(setting, backlog=there).workload(setting.prefixes(), 1).prompts] for there in (0, 15, 40)]
@@ -393,8 +393,8 @@ def test_a_backlog_is_there_at_the_start_and_the_rest_comes_at_the_rate():
 
 def test_the_threshold_rule_keeps_a_batch_homogeneous_and_cannot_make_one():
     """From an empty engine it is first come, first served; from a queue it stops. Without its floor it stops in both cases."""
-    from feather.studies.scale import FLOORLESS, PATIENT, Setting
-    from feather.studies.scheduler import ARMS
+    from lab.studies.scale import FLOORLESS, PATIENT, Setting
+    from lab.engines.study_scheduler import ARMS
 
     engine = sim(max_batch=40)
     setting = Setting(groups=4, prefix_tokens=1024, requests=160, decode_tokens=40, requests_per_s=100.0)
@@ -409,8 +409,8 @@ def test_the_threshold_rule_keeps_a_batch_homogeneous_and_cannot_make_one():
 
 
 def test_the_engine_of_the_studies_can_be_the_modelled_one():
-    from feather.sim.engine import SimEngine
-    from feather.studies.engine import Engine
+    from lab.engines.modelled import SimEngine
+    from lab.engines.real import Engine
 
     engine = Engine("sim", "llama-3-8b", max_batch=4, kv_gib=4)
     assert isinstance(engine, SimEngine) and engine.backend == "sim" and engine.kv_tokens > 100_000
@@ -429,10 +429,10 @@ def test_the_published_shapes_have_the_published_sizes():
 
 
 def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
-    from feather.studies.engine import Engine
-    from feather.studies.motivation import divergence
-    from feather.studies.study import Study, under_cascade
-    from feather.workloads import make_prefixes
+    from lab.engines.real import Engine
+    from lab.studies.motivation import divergence
+    from lab.studies.study import Study, under_cascade
+    from lab.workloads import make_prefixes
 
     assert Engine("sim", cascade=False, kv_gib=1, kv_tokens=20_000).kernel == "paged" and Engine("sim", cascade=True).kernel == "cascade"
     engine = sim(max_batch=40)
@@ -447,7 +447,7 @@ def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
 
 
 def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
-    from feather.studies.scale import sweep
+    from lab.studies.scale import sweep
 
     engine = sim(max_batch=8)
     small = {"groups": 2, "prefix_tokens": 512, "requests": 16, "decode_tokens": 4}

@@ -8,12 +8,12 @@ from feather.sglang import missing
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from feather.sim.engine import SimEngine
-from feather.sim.sglang import ARMS
-from feather.studies import inside
-from feather.studies.model import LLAMA_3_8B
-from feather.studies.scheduler import ARMS as IN_VLLM
-from feather.workloads import even_sizes, grouped, make_prefixes
+from lab.engines.modelled import SimEngine
+from lab.engines.modelled_sglang import ARMS
+from lab.studies import inside
+from lab.llm import LLAMA_3_8B
+from lab.engines.study_scheduler import ARMS as IN_VLLM
+from lab.workloads import even_sizes, grouped, make_prefixes
 
 BYTES = LLAMA_3_8B.kv_bytes_per_token
 PREFIXES = make_prefixes(3, 1024)

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feather.studies.claims import verdict
-from feather.studies.stats import Ratio, median_of, ratio
-from feather.studies.study import Condition, Study, compare
+from lab.claims import verdict
+from lab.stats import Ratio, median_of, ratio
+from lab.studies.study import Condition, Study, compare
 
 
 def test_a_ratio_is_paired_and_its_interval_covers_the_truth():

@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 
-from feather.agent import BatchState, Network, NeverStop, StrictStop
-from feather.env import ADD, STOP, BatchFormation, draw_traffic, make_world
+from feather.policies import BatchState, Network, NeverStop, StrictStop
+from lab.train.env import ADD, STOP, BatchFormation, draw_traffic, make_world
 from feather.options import Options
-from feather.sim.formation import Formation, Traffic
+from lab.model.formation import Formation, Traffic
 
 SMALL = Traffic(groups=3, prefix_tokens=2048, decode=(4, 40), max_batch=16, requests=90, in_system=48)
 
@@ -53,9 +53,9 @@ def test_strict_batches_hold_one_group_and_their_last_row_leaves_before_the_next
 
 @pytest.mark.parametrize("arm, policy", [("Feather (never stop)", NeverStop()), ("oracle (stop)", StrictStop())])
 def test_it_agrees_with_vllms_own_scheduler_on_the_same_requests_and_device(arm, policy):
-    from feather.sim.engine import SimEngine
-    from feather.studies.scheduler import ARMS
-    from feather.workloads import Prompt, Workload, make_prefixes
+    from lab.engines.modelled import SimEngine
+    from lab.engines.study_scheduler import ARMS
+    from lab.workloads import Prompt, Workload, make_prefixes
 
     engine, prefixes = SimEngine(max_batch=32, scheduling="free"), make_prefixes(4, 4096)
     engine.warm(prefixes)
@@ -163,7 +163,7 @@ def test_a_wide_network_sees_all_of_the_state():
 
 
 def test_training_twice_gives_the_same_policy_and_the_file_keeps_it(world, tmp_path):
-    from feather.train import Training, train
+    from lab.train.training import Training, train
 
     one, two = (train(Training(seed=3, steps=128), world, tried_on=1, progress=False) for _ in range(2))
     other = train(Training(seed=4, steps=128), world, tried_on=1, progress=False)
@@ -180,8 +180,8 @@ def test_an_exported_network_decides_as_the_librarys_own_does(world):
     import torch
     from stable_baselines3 import DQN
 
-    from feather.agent.network import features
-    from feather.train import export
+    from feather.policies.network import features
+    from lab.train.training import export
 
     model = DQN("MlpPolicy", BatchFormation(world, wide=True), buffer_size=10, seed=1, device="cpu")
     rng = np.random.default_rng(0)
@@ -249,7 +249,7 @@ def test_the_guards_memory_does_not_bring_back_another_network(tmp_path):
 
 
 def test_the_shipped_network_can_be_used():
-    from feather.studies.scheduler import ARMS
+    from lab.engines.study_scheduler import ARMS
 
     policy = Options.from_mapping(ARMS["Feather (SB3)"].options).make_policy().policy
     trained = policy.trained
@@ -264,9 +264,9 @@ def test_the_shipped_network_can_be_used():
     (["--latency-weight", "-1"], "latency_weight=-1.0 must be"),
 ])  # fmt: skip
 def test_the_command_line_refuses_with_one_line(tmp_path, options, message):
-    from feather.train import main
+    from lab.train.training import main
 
-    with pytest.raises(SystemExit, match=f"feather.train: {message}"):
+    with pytest.raises(SystemExit, match=f"lab.train: {message}"):
         main([*options, "--out", str(tmp_path / "policy.json")])
     with pytest.raises(SystemExit, match="there is no folder"):
         main(["--out", str(tmp_path / "no" / "policy.json")])
@@ -279,7 +279,7 @@ def test_the_command_line_refuses_with_one_line(tmp_path, options, message):
 def test_converged_is_when_it_stays_and_reached_when_it_first_gets_there():
     import pandas as pd
 
-    from feather.studies.learning import converged, reached
+    from lab.studies.learning import converged, reached
 
     def curve(*throughput):
         return pd.DataFrame({"second": np.arange(10, 10 * len(throughput) + 1, 10.0), "throughput": throughput})
@@ -294,7 +294,7 @@ def test_converged_is_when_it_stays_and_reached_when_it_first_gets_there():
 
 
 def test_a_curve_counts_every_token_in_its_own_window(world):
-    from feather.studies.learning import over_time
+    from lab.studies.learning import over_time
 
     traffic = Traffic(groups=2, prefix_tokens=2048, max_batch=16, requests=3000, in_system=48)
     curve, _ = over_time(world, traffic, NeverStop, seed=1, seconds=60.0)

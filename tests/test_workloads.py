@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feather.workloads import VOCABULARY, Prompt, Workload, documents, even_sizes, grouped, make_prefix_tree, make_prefixes, samples, sources, traces
-from feather.workloads.__main__ import main
-from feather.workloads.arrivals import arrivals, at_rate
-from feather.workloads.lines import DataError
-from feather.workloads.sources import SOURCES, File, Source, locate
+from lab.workloads import VOCABULARY, Prompt, Workload, documents, even_sizes, grouped, make_prefix_tree, make_prefixes, samples, sources, traces
+from lab.workloads.__main__ import main
+from lab.workloads.arrivals import arrivals, at_rate
+from lab.workloads.lines import DataError
+from lab.workloads.sources import SOURCES, File, Source, locate
 
 
 @pytest.fixture(scope="module")
@@ -336,14 +336,14 @@ def test_a_missing_file_a_dead_publisher_and_a_wrong_name_get_one_line(publisher
     assert "/x: 404 File not found; see whether the publisher has moved it, and put it to" in fetch(tmp_path, capsys, "gone")[2]
     monkeypatch.setitem(SOURCES, "dead", Source("dead", "", "", (File("dead/x", "http://127.0.0.1:9/x"),)))
     assert "http://127.0.0.1:9/x: cannot be reached ([Errno 111] Connection refused); with the file from elsewhere, put it to" in fetch(tmp_path, capsys, "dead")[2]
-    assert fetch(tmp_path, capsys, "lveal")[2] == "feather.workloads: no data set 'lveal': did you mean 'leval'?"
+    assert fetch(tmp_path, capsys, "lveal")[2] == "lab.workloads: no data set 'lveal': did you mean 'leval'?"
     (tmp_path / "file").touch()
     assert fetch(tmp_path / "file", capsys)[0] == 2
 
 
 def test_where_data_is_looked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEATHER_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="python -m feather.workloads fetch leval, or set FEATHER_DATA"):
+    with pytest.raises(FileNotFoundError, match="python -m lab.workloads fetch leval, or set FEATHER_DATA"):
         locate("leval/quality.jsonl")
     (tmp_path / "leval").mkdir()
     (tmp_path / "leval" / "quality.jsonl").write_text("{}")
@@ -358,6 +358,6 @@ def test_where_data_is_looked_for(tmp_path, monkeypatch, capsys):
 
 
 def test_workloads_load_without_an_engine():
-    code = "import sys, feather.workloads.__main__, feather.workloads.traces; from feather.workloads.text import encode; encode('a'); " \
+    code = "import sys, lab.workloads.__main__, lab.workloads.traces; from lab.workloads.text import encode; encode('a'); " \
            "heavy = {'torch', 'vllm', 'pandas', 'transformers'} & set(sys.modules); assert not heavy, heavy"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

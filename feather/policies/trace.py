@@ -1,0 +1,82 @@
+"""Every decision and every step's result, as lines of JSON in a file of bounded size."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
+from typing import Any
+
+from feather.policies.policy import BatchState, Policy, Step
+
+
+class Traced(Policy):
+    """A policy whose decisions are written down; otherwise it is that policy.
+
+    One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (never
+    stopping drives), and ``decisions``, those made since the line before as [b, Δ, w, waiting, stragglers, added]. The file
+    holds the last ``megabytes``, half of them perhaps in a second one, with ".1" behind its name.
+
+    Raises OSError where the file cannot be written.
+    """
+
+    def __init__(self, policy: Policy, path: str, megabytes: int = 64, clock: Callable[[], float] = time.time):
+        self.policy = policy
+        self._clock = clock
+        self._asked: list[list] = []
+        # A logger of its own, in no hierarchy: nothing that the engine configures reaches it.
+        self._handler = RotatingFileHandler(path, maxBytes=megabytes * 500_000, backupCount=1, encoding="utf-8")
+
+    def decide(self, state: BatchState) -> bool:
+        add = self.policy.decide(state)
+        self._asked.append([state.batch_size, state.tip_loss, state.sharing, state.waiting, state.stragglers, add])
+        return add
+
+    def feedback(self, step: Step) -> None:
+        line = {
+            "t": round(self._clock(), 6),
+            "tokens": step.tokens,
+            "seconds": round(step.seconds, 6),
+            "prefill": step.prefill_tokens,
+            "contended": step.contended,
+            "burst": step.burst,
+            "fills": self.policy.fills,
+            "decisions": self._asked,
+        }
+        self._asked = []
+        self._handler.emit(logging.LogRecord("feather", logging.INFO, "", 0, json.dumps(line), None, None))
+        self.policy.feedback(step)
+
+    def learned(self) -> Any:
+        return self.policy.learned()
+
+    def restore(self, learned: Any) -> None:
+        self.policy.restore(learned)
+
+    kind = property(lambda self: self.policy.kind)
+    version = property(lambda self: self.policy.version)
+    wide = property(lambda self: self.policy.wide)
+    commits = property(lambda self: self.policy.commits)
+    fills = property(lambda self: self.policy.fills)
+    phase = property(lambda self: self.policy.phase)
+
+
+def read(path: str) -> list[dict]:
+    """The lines of a trace, the older file first where there are two. Raises ValueError naming the line that is broken; the
+    last one may be, if the server was killed, and is left out."""
+    lines: list[tuple[str, int, str]] = []
+    for name in (f"{path}.1", path):
+        try:
+            with open(name, encoding="utf-8") as file:
+                lines += [(name, number, line) for number, line in enumerate(file, 1)]
+        except FileNotFoundError:
+            if name == path:
+                raise
+    steps = []
+    for place, (name, number, line) in enumerate(lines):
+        try:
+            steps.append(json.loads(line))
+        except ValueError as error:
+            if place < len(lines) - 1:
+                raise ValueError(f"{name}, line {number} is no JSON ({error}): the trace was damaged; remove that line") from None
+    return steps

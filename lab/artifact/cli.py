@@ -1,0 +1,127 @@
+"""``./run_all.sh``: run the notebooks through papermill and gather what they found.
+
+Imports only the standard library until the command line has been checked, so that run_all.sh can refuse a wrong one
+(``--check``) before it makes an environment.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from lab.artifact import plan
+from lab import machine
+
+USAGE = 2
+UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
+INTERRUPTED = 130
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run_all.sh",
+        description="Rerun the studies and write notebooks, figures, results.csv, claims.csv and report.html.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--backend", default="auto", metavar="auto|gpu|cpu|sim", help="default: a CUDA GPU if there is one, else the cpu")
+    parser.add_argument("--profile", default="default", metavar="|".join(plan.PROFILES), help="how much to run (default: default)")
+    parser.add_argument("--only", metavar="01,03", help="these notebooks only, by number or name")
+    parser.add_argument("--out", type=Path, default=plan.ROOT / "out", metavar="DIR", help="where to write (default: out/)")
+    parser.add_argument("--resume", action="store_true", help="skip what already ran with the same parameters and code")
+    parser.add_argument("--list", action="store_true", help="list the notebooks and how long they take, and run nothing")
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    # run_all.sh changes into the repository; a relative folder is meant from where the command was typed.
+    options.out = Path(os.environ.get("FEATHER_TYPED_IN", ".")).absolute() / options.out
+    return options
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    # Here the command line alone says what is run; what the environment asks of the notebooks would fill its gaps.
+    for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
+        os.environ.pop(variable, None)
+    try:
+        if options.profile not in plan.PROFILES:
+            raise ValueError(f"--profile {options.profile!r} is not one of: {', '.join(plan.PROFILES)}")
+        backend, reason = machine.choose_backend(options.backend)
+        jobs = plan.make_jobs(plan.choose_for_backend(options.only, backend), options.profile, backend)
+        if options.list:
+            return list_jobs(jobs)
+        plan.check_machine(jobs, backend)
+        plan.check_out(options.out)
+    except (ValueError, MemoryError) as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return USAGE
+    if options.check:
+        print(backend if options.backend != "auto" else "auto")
+        return 0
+    print(f"backend {backend}, because {reason}; profile {options.profile}; writing to {shown(options.out)}", flush=True)
+    return run(jobs, options, backend)
+
+
+def list_jobs(jobs: list[plan.Job]) -> int:
+    for job in jobs:
+        print(f"{job.name:<32} {f'about {clock(job.expected_seconds)}' if job.expected_seconds else 'not timed yet'}")
+    return 0
+
+
+def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
+    from lab.artifact.notebooks import Outcome, load_outcome, run_notebook
+    from lab.artifact.report import print_claims, write_report
+
+    out, device = options.out, machine.device(backend)
+    done = {}
+    if options.resume:
+        done = {job.name: outcome for job in jobs if (outcome := load_outcome(job, out, device)) is not None}
+    todo = [job for job in jobs if job.name not in done]
+    plan.prepare_out(out)
+    for name in done:
+        print(f"{name}: already ran with these parameters and this code", flush=True)
+
+    failed: list[Outcome] = []
+    interrupted = False
+    began, spent, expected = time.monotonic(), 0.0, 0.0
+    for number, job in enumerate(todo, 1):
+        # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times, as soon
+        # as they have taken long enough to tell.
+        pace = (spent + 60) / (expected + 60)
+        left = pace * sum(later.expected_seconds or UNTIMED for later in todo[number - 1 :])
+        label = f"[{number}/{len(todo)}] {job.name}"
+        try:
+            outcome = run_notebook(job, out, device, label, time.monotonic() - began, left)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        spent, expected = spent + outcome.seconds, expected + (job.expected_seconds or UNTIMED)
+        if outcome.error:
+            failed.append(outcome)
+            print(f"{label}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True)
+
+    write_report(out, backend)
+    print_claims(out)
+    if options.profile == "smoke":
+        print("smoke sizes: this shows that everything works; the numbers and verdicts mean nothing")
+    print(f"\n{shown(out / 'report.html')} has the figures; all files are in {shown(out)}")
+    if interrupted:
+        print("run_all.sh: interrupted; what had finished is kept: the same command with --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+    for outcome in failed:
+        print(f"run_all.sh: {outcome.name} failed: {outcome.error} (see {shown(outcome.executed)})", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d} min"
+
+
+def shown(path: Path) -> str:
+    """A path as a reader would type it from where they are."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

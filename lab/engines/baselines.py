@@ -1,0 +1,211 @@
+"""What Feather is measured against, as waiting queues for the same scheduler on the same engine.
+
+Each has one method more than vLLM's queues: ``reconcile``, called before every scheduling step.
+"""
+
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
+from vllm.v1.request import Request
+
+from lab.engines.radix import RadixNode, RadixTree
+
+SGLANG_LPM_CUT_OFF = 128  # SGLang 0.5.9, SchedulePolicy._determine_active_policy
+SGLANG_IN_BATCH = 32  # tokens; SGLang 0.5.9, IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD and ..._DEPRIORITIZE_THRESHOLD
+
+
+def group_of(request: Request) -> int:
+    """The prefix group that a study's workload has written on the request."""
+    return request.sampling_params.extra_args["group"]
+
+
+class ArrivalQueue(FCFSRequestQueue):
+    """vLLM's own queue, as it is."""
+
+    def reconcile(self) -> None:
+        pass
+
+
+class OrderedQueue(RequestQueue):
+    """Orders the whole queue once a step, then serves from the front; the engine alone decides when to stop."""
+
+    def __init__(self) -> None:
+        self._arrived: dict[str, Request] = {}  # in order of arrival
+        self._order: list[Request] = []  # what is left of this step's order, last first
+
+    @abstractmethod
+    def order(self, waiting: list[Request]) -> list[Request]:
+        """The waiting requests, which come by arrival, in the order to admit them."""
+
+    def reconcile(self) -> None:
+        self._order = self.order(list(self._arrived.values()))[::-1]
+
+    def __bool__(self) -> bool:
+        return bool(self._arrived)
+
+    def peek_request(self) -> Request:
+        while self._order and self._order[-1].request_id not in self._arrived:
+            self._order.pop()
+        return self._order[-1] if self._order else next(iter(self._arrived.values()))
+
+    def pop_request(self) -> Request:
+        request = self.peek_request()
+        del self._arrived[request.request_id]
+        return request
+
+    def add_request(self, request: Request) -> None:
+        self._arrived[request.request_id] = request
+
+    def prepend_request(self, request: Request) -> None:
+        self._arrived = {request.request_id: request, **self._arrived}
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.prepend_request(request)
+
+    def remove_request(self, request: Request) -> None:
+        del self._arrived[request.request_id]
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._arrived.pop(request.request_id, None)
+
+    def __len__(self) -> int:
+        return len(self._arrived)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._arrived.values())
+
+
+class OracleQueue(OrderedQueue):
+    """Group ids are given, so detection is free and exact: groups that run already come first, then the others, each
+    as one piece and by their oldest request. With ``stop`` a batch holds one group only, and nothing is admitted until
+    it has run out.
+
+    Shares no code with the tree, so that it can also tell when the tree is wrong.
+    """
+
+    def __init__(self, stop: bool, running: Callable[[], list[Request]]):
+        super().__init__()
+        self._stop = stop
+        self._running = running
+
+    def order(self, waiting: list[Request]) -> list[Request]:
+        running = {group_of(request) for request in self._running()}
+        first: dict[int, int] = {}
+        for place, request in enumerate(waiting):
+            first.setdefault(group_of(request), place)
+        return sorted(waiting, key=lambda request: (group_of(request) not in running, first[group_of(request)]))
+
+    def __bool__(self) -> bool:
+        if not self._arrived:
+            return False
+        running = self._running()
+        return not (self._stop and running) or group_of(self.peek_request()) == group_of(running[0])
+
+
+class RadixQueue(OrderedQueue):
+    """The queue policies of SGLang over a token-level radix tree of the prompts whose KV is cached.
+
+    "lpm": longest cached prefix first. Of several requests without one that share a prefix among themselves, only the
+    first keeps its place, so that the others find it cached later. "dfs-weight": depth-first through the tree, the
+    subtree with more waiting requests first.
+
+    Args:
+        policy: "lpm" or "dfs-weight".
+        capacity: tokens of KV cache.
+        running: the scheduler's live list of running requests.
+        cached: prompts whose KV is cached to begin with.
+        cut_off: above so many waiting requests LPM gives way to order of arrival (SGLang: 128); None: never.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        capacity: int,
+        running: Callable[[], list[Request]],
+        cached: Iterable[list[int]] = (),
+        cut_off: int | None = None,
+    ):
+        super().__init__()
+        self._policy = policy
+        self._running = running
+        self._cut_off = cut_off
+        self._tree = RadixTree(capacity)
+        for tokens in cached:
+            self._tree.insert(tokens)
+        self._inserted: set[str] = set()
+
+    def order(self, waiting: list[Request]) -> list[Request]:
+        running = self._running()
+        for request in running:
+            if request.request_id not in self._inserted:
+                self._tree.insert(request.prompt_token_ids)
+        self._inserted = {request.request_id for request in running}
+        if self._policy == "lpm":
+            if self._cut_off is not None and len(waiting) > self._cut_off:
+                return waiting
+            return self._longest_prefix_first(waiting)
+        return self._depth_first(waiting)
+
+    def _longest_prefix_first(self, waiting: list[Request]) -> list[Request]:
+        among_waiting = RadixTree(capacity=1 << 62)
+        keys = {}
+        for request in waiting:
+            tokens = request.prompt_token_ids
+            cached, _ = self._tree.match(tokens)
+            later = False
+            if cached <= SGLANG_IN_BATCH:
+                later = among_waiting.match(tokens)[0] >= SGLANG_IN_BATCH
+                if not later:
+                    among_waiting.insert(tokens)
+            keys[request.request_id] = (later, 0 if later else -cached)
+        return sorted(waiting, key=lambda request: keys[request.request_id])
+
+    def _depth_first(self, waiting: list[Request]) -> list[Request]:
+        ending: dict[RadixNode, list[Request]] = defaultdict(list)
+        for request in waiting:
+            ending[self._tree.match(request.prompt_token_ids)[1]].append(request)
+        weight: Counter[RadixNode] = Counter({node: len(requests) for node, requests in ending.items()})
+        for node in reversed(self._tree.nodes()):
+            weight[node.parent] += weight[node]
+        ordered: list[Request] = []
+        stack: list[tuple[RadixNode, bool]] = [(self._tree.root, False)]
+        while stack:
+            node, children_done = stack.pop()
+            if children_done:
+                ordered += ending.get(node, ())
+                continue
+            stack.append((node, True))
+            heavier_first = sorted((child for child in node.children.values() if weight[child]), key=lambda child: -weight[child])
+            stack += [(child, False) for child in reversed(heavier_first)]
+        return ordered
+
+
+class BlockTableQueue(OrderedQueue):
+    """Detection over the block table, each step anew: the pass over the running requests' tables that prefix-packing
+    kernels make (PAT), and, since it has to order a queue, the cached blocks of every waiting request. First comes whoever
+    shares the most blocks with the batch.
+
+    Args:
+        manager: the engine's own KV-cache manager.
+        running: the scheduler's live list of running requests.
+    """
+
+    def __init__(self, manager: KVCacheManager, running: Callable[[], list[Request]]):
+        super().__init__()
+        self._manager = manager
+        self._running = running
+
+    def order(self, waiting: list[Request]) -> list[Request]:
+        in_use = set()
+        for request in self._running():
+            in_use.update(self._manager.get_block_ids(request.request_id)[0])
+        shared = {}
+        for request in waiting:
+            blocks, *_ = self._manager.get_computed_blocks(request)
+            shared[request.request_id] = sum(block in in_use for block in blocks.get_block_ids()[0])
+        return sorted(waiting, key=lambda request: -shared[request.request_id])

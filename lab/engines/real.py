@@ -1,0 +1,296 @@
+"""A real vLLM engine in this process, driven step by step."""
+
+import os
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lab import machine
+from lab.llm import MODELS
+from lab.workloads import Prompt, Workload
+
+
+@dataclass
+class Run:
+    """What happened in one run of a workload. Times in seconds; one entry per engine step, or per request."""
+
+    seconds: float
+    output_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    step_seconds: np.ndarray
+    decode_rows: np.ndarray
+    prefill_tokens: np.ndarray
+    groups: np.ndarray
+    """distinct prefix groups in the step"""
+    neighbours: np.ndarray
+    """share of adjacent rows in the model runner's batch, as the kernel sees it, that are of one group"""
+    queue_seconds: np.ndarray
+    """time inside the waiting queue: arrivals, ordering, decisions"""
+    first_token: np.ndarray
+    """per request: from arrival to its first token"""
+    between_tokens: np.ndarray
+    """every gap between two tokens of one request"""
+    cascade: np.ndarray
+    """per step: the cascade kernel ran"""
+    preemptions: int = 0
+    evictions: int = 0
+    """of cached blocks"""
+    stopped_steps: int = 0
+    """that left requests waiting although more could have run"""
+
+    def metrics(self) -> dict[str, tuple[float, str]]:
+        """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
+        decode = self.prefill_tokens == 0
+        found = {
+            "throughput": (self.output_tokens / self.seconds, "tok/s"),
+            "wall time": (self.seconds, "s"),
+            "queue time per step": (self.queue_seconds.mean() * 1e3, "ms"),
+            "queue share": (self.queue_seconds.sum() / self.step_seconds.sum(), "share of engine step time"),
+            "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
+            "preemptions": (self.preemptions, "requests"),
+            "evictions": (self.evictions, "cached blocks"),
+            "stopped": (self.stopped_steps / len(self.step_seconds), "share of steps"),
+            "cascade steps": (self.cascade.mean(), "share of steps"),
+            "time to first token, median": (np.median(self.first_token), "s"),
+            "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
+        }
+        if len(self.between_tokens):
+            found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")
+            found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
+        if decode.any():
+            found["decode throughput"] = (self.decode_rows[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
+            found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
+            found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
+            found["groups per batch"] = (self.groups[decode].mean(), "groups")
+            found["like neighbours"] = (np.nanmean(self.neighbours[decode]), "share of adjacent rows")
+        return {name: (float(value), unit) for name, (value, unit) in found.items()}
+
+
+def joined(runs: list[Run]) -> Run:
+    """Runs one after the other as if they were one."""
+    kind, fields = type(runs[0]), {}
+    for name in kind.__dataclass_fields__:
+        values = [getattr(run, name) for run in runs]
+        fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
+    return kind(**fields)
+
+
+@dataclass
+class Engine:
+    """vLLM with random weights and the studies' scheduler; starts in 10 to 25 s, so make one and reuse it.
+
+    ``Engine("sim", …)`` gives the modelled device instead (``lab.engines.modelled.SimEngine``, which has the same surface),
+    with options of its own, so that a study is written once for all backends.
+
+    Raises ValueError where the backend cannot run here, MemoryError where the KV cache does not fit.
+    """
+
+    backend: str = "auto"
+    model: str = "tiny-llama"
+    max_batch: int = 32
+    max_batched_tokens: int = 8192
+    kv_gib: int = 4
+    """whole GiB; cpu only: on a GPU vLLM takes what the weights leave"""
+    kv_tokens: int | None = None
+    """that the KV cache holds: fewer than it could, for studies of evictions; None: all that it can"""
+    block_size: int | None = None
+    """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
+    dtype: str = "bfloat16"
+    weights: str | None = None
+    """path of a model with real weights, instead of ``model``"""
+    cascade: bool = False
+    """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
+    seed: int = 0
+    _runs: int = field(default=0, init=False)
+    _warm: list = field(default_factory=list, init=False, repr=False)
+
+    def __new__(cls, backend: str = "auto", *arguments, **options):
+        if backend != "sim":
+            return super().__new__(cls)
+        from lab.engines.modelled import SimEngine
+
+        for of_the_real_one in ("kv_gib", "kv_tokens"):  # as on a GPU: what the weights leave
+            options.pop(of_the_real_one, None)
+        if "cascade" in options:
+            options["kernel"] = "cascade" if options.pop("cascade") else "paged"
+        return SimEngine(*arguments, **options)
+
+    def __post_init__(self) -> None:
+        self.backend, _ = machine.choose_backend(self.backend)
+        shape = MODELS[self.model]
+        if self.kv_gib < 1 or self.kv_gib != int(self.kv_gib):
+            raise ValueError(f"kv_gib={self.kv_gib} must be a whole number of GiB, at least 1")
+        if self.backend == "cpu":
+            machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
+        # Read by vLLM at import: the engine in this process, nothing fetched, and on a GPU the model runner that knows
+        # cascade attention, in every arm.
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_USE_V2_MODEL_RUNNER="0",
+            VLLM_CPU_KVCACHE_SPACE=str(int(self.kv_gib)),
+            HF_HUB_OFFLINE="1",
+        )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cuda() != (self.backend == "gpu"):
+            raise ValueError(
+                f"backend {self.backend!r}: the vLLM in this environment is the build for {current_platform.device_name}; "
+                f"./run_all.sh --backend {self.backend} uses the environment that fits"
+            )
+        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms.
+        options = {"disable_cascade_attn": False} if self.backend == "gpu" else {"enforce_eager": True}
+        self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
+        if self.kv_tokens is not None:
+            least = shape.max_tokens + self.block_size  # vLLM keeps a block for itself
+            if self.kv_tokens < least:
+                raise ValueError(f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens")
+            options["num_gpu_blocks_override"] = self.kv_tokens // self.block_size
+        with tempfile.TemporaryDirectory() as folder:
+            self.llm = LLM(
+                model=self.weights or str(shape.write(Path(folder))),
+                load_format="auto" if self.weights else "dummy",
+                skip_tokenizer_init=True,
+                dtype=self.dtype,
+                max_num_seqs=self.max_batch,
+                max_model_len=shape.max_tokens,
+                max_num_batched_tokens=self.max_batched_tokens,
+                block_size=self.block_size,
+                enable_prefix_caching=True,
+                scheduler_cls="lab.engines.study_scheduler.StudyScheduler",
+                seed=self.seed,
+                **options,
+            )
+        core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler = core.scheduler
+        self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
+        self._runner = core.model_executor.driver_worker.worker.model_runner
+        self._watch_cascade()
+        self.use_cascade(self.cascade)
+
+    def _watch_cascade(self) -> None:
+        """Notice, from inside the model runner, the steps in which it decides for the cascade kernel."""
+        decide = self._runner._compute_cascade_attn_prefix_lens
+        self._cascaded = False
+
+        def watched(*arguments, **named):
+            lengths = decide(*arguments, **named)
+            self._cascaded = lengths is not None
+            return lengths
+
+        self._runner._compute_cascade_attn_prefix_lens = watched
+
+    def use_cascade(self, on: bool) -> None:
+        """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
+        share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""
+        if on and self.backend != "gpu":
+            raise ValueError("cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')")
+        self._runner.cascade_attn_enabled = self.cascade = on
+
+    def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
+        """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
+        nothing of earlier runs."""
+        from lab.engines.study_scheduler import ARMS
+
+        if anew:
+            self.llm.reset_prefix_cache()
+        self._warm = prefixes
+        prompts = [Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]
+        self._drive(Workload(prompts), ARMS["FCFS"])
+        self.scheduler.warmed = prefixes
+
+    def run(self, workload: Workload, arm) -> Run:
+        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache as the workload wants it. Raises
+        RuntimeError unless every request finishes once with exactly its tokens."""
+        if not workload.warm:
+            self.llm.reset_prefix_cache()
+            self.scheduler.warmed = []
+        elif self._warm and not self.scheduler.warmed:
+            self.warm(self._warm)
+        return self._drive(workload, arm)
+
+    def _drive(self, workload: Workload, arm) -> Run:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        self.scheduler.use(arm)
+        self._runs += 1
+        pending = deque(enumerate(workload.prompts))
+        produced: dict[str, list[float]] = {}
+        arrivals: dict[str, float] = {}
+        finished = cached = 0
+        clients = workload.clients or len(pending)
+        step_seconds, neighbours, cascade = [], [], []
+        start = time.perf_counter()
+        while pending or engine.has_unfinished_requests():
+            now = time.perf_counter() - start
+            while pending and pending[0][1].arrival <= now and len(arrivals) - finished < clients:
+                index, prompt = pending.popleft()
+                request_id = f"{self._runs}-{index}"
+                params = SamplingParams(
+                    temperature=0,
+                    max_tokens=prompt.decode_tokens,
+                    ignore_eos=True,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.DELTA,
+                    extra_args={"group": prompt.group},
+                )
+                arrivals[request_id] = prompt.arrival if workload.clients is None else now
+                produced[request_id] = []
+                engine.add_request(request_id, {"prompt_token_ids": prompt.tokens}, params)
+            if not engine.has_unfinished_requests():
+                time.sleep(max(0.0, pending[0][1].arrival - (time.perf_counter() - start)))
+                continue
+            self._cascaded = False
+            steps_before, began = len(self.scheduler.steps), time.perf_counter()
+            outputs = engine.step()
+            ended = time.perf_counter()
+            if len(self.scheduler.steps) > steps_before:
+                step_seconds.append(ended - began)
+                neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
+                cascade.append(self._cascaded)
+            for output in outputs:
+                produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
+                if output.finished:
+                    finished += 1
+                    cached += output.num_cached_tokens or 0
+        seconds = time.perf_counter() - start
+        for index, prompt in enumerate(workload.prompts):
+            got = len(produced[f"{self._runs}-{index}"])
+            if got != prompt.decode_tokens or finished != len(workload.prompts):
+                raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
+                                   f"{finished} of {len(workload.prompts)} requests finished")
+        steps = self.scheduler.steps
+        return Run(
+            seconds=seconds,
+            output_tokens=workload.decode_tokens,
+            prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
+            cached_tokens=cached,
+            step_seconds=np.array(step_seconds),
+            decode_rows=np.array([step.decode_rows for step in steps]),
+            prefill_tokens=np.array([step.prefill_tokens for step in steps]),
+            groups=np.array([len(set(step.groups.values())) for step in steps]),
+            neighbours=np.array(neighbours),
+            queue_seconds=np.array([step.queue_seconds for step in steps]),
+            first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
+            between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
+            cascade=np.array(cascade),
+            preemptions=sum(step.preempted for step in steps),
+            evictions=sum(step.evicted for step in steps),
+            stopped_steps=sum(step.stopped for step in steps),
+        )
+
+
+def like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
+    """Share of adjacent rows that are of one prefix group."""
+    order = [groups[id_] for id_ in rows if id_ in groups]
+    if len(order) < 2:
+        return float("nan")
+    return sum(one == other for one, other in zip(order, order[1:])) / (len(order) - 1)

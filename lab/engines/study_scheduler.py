@@ -1,0 +1,175 @@
+"""The scheduler of the studies: the waiting queue can be exchanged between runs, and every step is written down.
+
+One engine serves all arms of a comparison, so they share its weights, its KV cache and the place of both in memory.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue
+
+from feather.options import Options
+from lab.engines.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
+from feather.vllm.queue import FeatherQueue
+from feather.vllm.scheduler import FeatherScheduler
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to schedule: a kind of waiting queue and its options."""
+
+    name: str
+    kind: str
+    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy of SGLang's over a radix tree, inside vLLM), "block table",
+    "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+TRAINED = Path(__file__).parents[2] / "data" / "policies" / "rtx-6000-ada-cascade.json"
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("FCFS", "fcfs"),
+        Arm("Feather", "feather"),
+        # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
+        Arm("Feather (threshold)", "feather", {"policy": "threshold", "guard": False, "chunk_size": 64}),
+        Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
+        Arm("Feather (bandit alone)", "feather", {"policy": "bandit", "guard": False}),
+        Arm("Feather (SB3)", "feather", {"policy": "network", "network": str(TRAINED)}),
+        Arm("oracle (stop)", "oracle", {"stop": True}),
+        Arm("oracle (order)", "oracle", {"stop": False}),
+        Arm("LPM", "radix", {"policy": "lpm"}),
+        Arm("DFS-weight", "radix", {"policy": "dfs-weight"}),
+        Arm("block table", "block table"),
+    )
+}
+# Trained on a modelled GPU, the network is for studies of that one.
+MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
+
+
+@dataclass
+class Step:
+    """What one engine step was given to do."""
+
+    groups: dict[str, int]
+    """request id → prefix group, of every request in the step"""
+    decode_rows: int
+    prefill_tokens: int
+    queue_seconds: float
+    """time spent inside the waiting queue since the step before: arrivals, ordering, decisions"""
+    preempted: int = 0
+    """running requests sent back to wait for want of KV cache"""
+    evicted: int = 0
+    """blocks whose cached content was given up for new content"""
+    stopped: bool = False
+    """requests were left waiting although more could have run"""
+
+
+def _clocked(name: str):
+    def method(self, *arguments):
+        start = time.perf_counter()
+        try:
+            return getattr(self.queue, name)(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    return method
+
+
+class _ClockedQueue(RequestQueue):
+    """Adds up the time that vLLM's scheduler spends inside its waiting queue."""
+
+    def __init__(self, queue: RequestQueue):
+        self.queue = queue
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self.queue, name)
+
+    add_request = _clocked("add_request")
+    pop_request = _clocked("pop_request")
+    peek_request = _clocked("peek_request")
+    prepend_request = _clocked("prepend_request")
+    prepend_requests = _clocked("prepend_requests")
+    remove_request = _clocked("remove_request")
+    remove_requests = _clocked("remove_requests")
+    reconcile = _clocked("reconcile")
+    formed = _clocked("formed")
+    ran = _clocked("ran")
+    __bool__ = _clocked("__bool__")
+    __len__ = _clocked("__len__")
+    __iter__ = _clocked("__iter__")
+
+
+class _Evictions:
+    """Counts the cached blocks that are given up, through the seam of vLLM's block pool for such counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_block_allocated(self, block) -> None:
+        pass
+
+    def on_block_accessed(self, block) -> None:
+        pass
+
+    def on_block_evicted(self, block) -> None:
+        self.count += block.block_hash is not None
+
+    def reset(self) -> None:
+        pass
+
+
+class StudyScheduler(FeatherScheduler):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.warmed: list[list[int]] = []  # prompts that a study has put into the prefix cache
+        self._evictions = self.kv_cache_manager.block_pool.metrics_collector = _Evictions()
+        self.use(ARMS["FCFS"])
+
+    def use(self, arm: Arm) -> None:
+        """Exchange the waiting queue. Raises RuntimeError while a request is unfinished."""
+        if self.requests:
+            raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
+        self.arm = arm
+        self.waiting = _ClockedQueue(self._make_queue(arm))
+        self.steps: list[Step] = []
+
+    def _make_queue(self, arm: Arm) -> RequestQueue:
+        if arm.kind == "fcfs":
+            return ArrivalQueue()
+        if arm.kind == "oracle":
+            return OracleQueue(running=lambda: self.running, **arm.options)
+        if arm.kind == "radix":
+            capacity = self.cache_config.num_gpu_blocks * self.block_size
+            return RadixQueue(capacity=capacity, running=lambda: self.running, cached=self.warmed, **arm.options)
+        if arm.kind == "block table":
+            return BlockTableQueue(self.kv_cache_manager, running=lambda: self.running)
+        return self.make_feather_queue(Options.from_mapping(arm.options))
+
+    @staticmethod
+    def _is_feather(queue) -> bool:
+        return isinstance(queue.queue, FeatherQueue)
+
+    def _fall_back(self, failure: str) -> None:
+        raise RuntimeError(f"the queue under study failed: {failure}")
+
+    def schedule(self, *args, **kwargs) -> SchedulerOutput:
+        if not self._is_feather(self.waiting):
+            self.waiting.reconcile()
+        decoding = {request.request_id for request in self.running if request.num_output_tokens > 0}
+        evicted = self._evictions.count
+        output = super().schedule(*args, **kwargs)
+        tokens = output.num_scheduled_tokens
+        if tokens:
+            prefill = [count for id_, count in tokens.items() if id_ not in decoding]
+            groups = {id_: group_of(self.requests[id_]) for id_ in tokens}
+            stopped = len(self.waiting) > 0 and len(self.running) < self.max_num_running_reqs
+            preempted, evicted = len(output.preempted_req_ids or ()), self._evictions.count - evicted
+            self.steps.append(Step(groups, len(tokens) - len(prefill), sum(prefill), self.waiting.seconds, preempted, evicted, stopped))
+            self.waiting.seconds = 0.0
+        return output

@@ -1,0 +1,175 @@
+"""How every figure looks, and the line under it that says what its numbers are."""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from lab.stats import ratio
+
+# Every policy keeps its colour and marker in all figures.
+POLICIES = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
+            "Feather (threshold, patient)", "LPM, no cut-off")
+
+HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
+
+
+def style() -> None:
+    """One look for all notebooks; colours that can be told apart without colour vision."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "axes.titleweight": "bold"})
+
+
+def sign(figure, provenance: dict[str, str], y: float = -0.04) -> None:
+    """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
+    text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
+    figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
+
+
+def note(figure, text: str) -> None:
+    """Write under the signature what was cut or scaled to make the workload."""
+    figure.text(0.01, -0.09, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
+
+
+def in_order(policies) -> list[str]:
+    """The policies in the order of ``POLICIES``, others after them."""
+    return sorted(set(policies), key=lambda policy: (POLICIES.index(policy) if policy in POLICIES else len(POLICIES), policy))
+
+
+def colours() -> dict[str, tuple]:
+    return dict(zip(POLICIES, [*sns.color_palette("colorblind"), (0.35, 0.35, 0.35)], strict=True))
+
+
+def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return table[table["metric"] == metric]
+
+
+def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, order: Sequence | None = None, **options):
+    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories. Of policies that
+    coincide all can be seen: the later one's line is the narrower. ``order``: the values of another ``hue``, where they are not to
+    be sorted."""
+    data = of_metric(table, metric)
+    ticks = sorted(data[x].unique())
+    data = data.assign(**{x: pd.Categorical(data[x].map(_tick), [_tick(tick) for tick in ticks], ordered=True)})
+    if hue is None:
+        options = {"marker": "o", **options}
+    elif hue == "policy":
+        names = in_order(data["policy"])
+        widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
+        palette = {name: colours().get(name, "0.4") for name in names}
+        options = {"hue_order": names, "style_order": names, "palette": palette, "size": "policy", "size_order": names, "sizes": widths, **options}
+    else:
+        names = [f"{hue}: {_tick(value)}" for value in order or sorted(data[hue].unique())]
+        data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})
+        options = {"hue_order": names, "style_order": names, "palette": sns.color_palette("colorblind", len(names)), **options}
+    figure, axes = plt.subplots()
+    sns.lineplot(data, x=x, y="value", hue=hue, style=hue, markers=True, dashes=False,
+                 estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)  # fmt: skip
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set_ylim(bottom=0)
+    if hue:
+        sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    return figure
+
+
+def _tick(value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
+    """Medians of ``y`` per policy on logarithmic axes, one panel for each facet: (x, rows chosen, title, label of x)."""
+    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True)
+    for axes, (x, chosen, title, xlabel) in zip(places, facets):
+        data = table[chosen]
+        sns.lineplot(data, x=x, y=y, hue="policy", style="policy", markers=True, dashes=False,
+                     estimator="median", errorbar=("pi", 50), ax=axes, legend=axes is places[-1])  # fmt: skip
+        ticks = sorted(data[x].unique())
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    return figure
+
+
+def bars(table: pd.DataFrame, metric: str, title: str, xlabel: str):
+    """A bar per policy: the median of ``metric`` over the repeats, logarithmic, with its number."""
+    medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
+    figure, axes = plt.subplots()
+    drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
+    axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)
+    axes.set(title=title, xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def ratio_bars(ratios: pd.DataFrame, x: str, title: str, ylabel: str):
+    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
+    figure, axes = plt.subplots(figsize=(8.4, 4.2))
+    policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
+    width = 0.8 / len(policies)
+    for number, policy in enumerate(policies):
+        data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
+        at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
+        spread = [data["median"] - data["low"], data["high"] - data["median"]]
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), error_kw={"lw": 1})
+    axes.axhline(1, color="0.2", lw=1)
+    axes.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places])
+    axes.set(title=title, ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.DataFrame:
+    """Ratio of each policy to the policy ``base`` under every value of ``by``: median, low, high, repeats."""
+    data = of_metric(table, metric)
+    rows = []
+    for place in data[by].unique():
+        here = data[data[by] == place].pivot(index="repeat", columns="policy", values="value")
+        for policy in data["policy"].unique():
+            if policy != base and policy in here and here[policy].notna().any():
+                rows.append({by: place, "policy": policy, **ratio(here[policy], here[base])._asdict()})
+    return pd.DataFrame(rows)
+
+
+def agreement(table: pd.DataFrame, x: str, y: str, hue: str, title: str, xlabel: str, ylabel: str):
+    """Points of ``y`` against ``x`` on logarithmic axes, and the line on which they are equal with 15 % to either side."""
+    figure, axes = plt.subplots(figsize=(5.4, 5))
+    sns.scatterplot(table, x=x, y=y, hue=hue, style=hue, ax=axes)
+    ends = np.array([table[[x, y]].min().min() * 0.8, table[[x, y]].max().max() * 1.25])
+    axes.plot(ends, ends, color="0.4", lw=1)
+    axes.fill_between(ends, ends * 0.85, ends * 1.15, color="0.4", alpha=0.15, lw=0)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", xlim=ends, ylim=ends)
+    axes.legend(title=None, frameon=False)
+    return figure
+
+
+def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
+    """Bars of the ratio ``median`` with its interval for every ``world``, a group of bars for every ``claim``, and what was
+    published (``marks``: claim → ratio) as a line over the group; logarithmic."""
+    figure, axes = plt.subplots(figsize=(9.6, 4.6))
+    claims, names = list(ratios["claim"].unique()), list(ratios["world"].unique())
+    width = 0.84 / len(names)
+    colours = sns.color_palette("colorblind", len(names))
+    for number, name in enumerate(names):
+        data = ratios[ratios["world"] == name].set_index("claim").reindex(claims)
+        at = [place + (number - (len(names) - 1) / 2) * width for place in range(len(claims))]
+        spread = [data["median"] - data["low"], data["high"] - data["median"]]
+        axes.bar(at, data["median"] - 1, width, bottom=1, yerr=spread, label=name, color=colours[number], error_kw={"lw": 1})
+    for place, claim in enumerate(claims):
+        axes.hlines(marks[claim], place - 0.45, place + 0.45, color="0.2", lw=1.5, ls="--", label="published" if place == 0 else None)
+    axes.axhline(1, color="0.2", lw=1)
+    lowest, highest = 0.9 * min(1.0, ratios["low"].min()), 1.3 * max(ratios["high"].max(), *marks.values())
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lowest <= tick <= highest]
+    axes.set_yscale("log")
+    axes.set_ylim(lowest, highest)
+    axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(claims)), claims)
+    axes.set(title=title, ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure

@@ -1,0 +1,88 @@
+"""Models made from a configuration, with random weights: the time of a step does not depend on what they say."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.workloads import VOCABULARY
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Llama-style decoder. ``kv_bytes_per_token`` is over all layers, keys and values, in bfloat16."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    max_tokens: int
+    tied: bool = False
+    """one matrix is both the embedding and the output head"""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * 2
+
+    @property
+    def body_bytes(self) -> int:
+        """weights of the layers, which every token is multiplied by"""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return 2 * self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_bytes(self) -> int:
+        """weights of the output head, which every row of a step is multiplied by once"""
+        return 2 * self.vocabulary * self.hidden
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.body_bytes + (1 if self.tied else 2) * self.head_bytes
+
+    def activation_bytes(self, tokens: int) -> int:
+        """The widest activations of a step of so many tokens: the gate and up projections, and four copies of the hidden
+        state, in bfloat16."""
+        return 2 * tokens * (2 * self.intermediate + 4 * self.hidden)
+
+    def write(self, folder: Path) -> Path:
+        """Write the configuration as vLLM reads it (``load_format="dummy"``) and return its folder."""
+        target = folder / self.name
+        target.mkdir(parents=True, exist_ok=True)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": self.max_tokens,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "hidden_act": "silu",
+            "torch_dtype": "bfloat16",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        (target / "config.json").write_text(json.dumps(config, indent=1))
+        return target
+
+
+# Small enough for two cores, and with prefixes of 8 000 tokens (62.5 MiB of KV each) larger than their caches.
+TINY_LLAMA = Model("tiny-llama", 4, 512, 1408, 8, 8, 64, VOCABULARY, 16_384)
+# The paper's models: shapes of the published configurations (config.json on the Hugging Face Hub) of Llama-3-8B,
+# Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen3-8B and LongChat-13B-16K, as remembered, with parameter counts that agree with the model
+# cards' (tests/test_sim.py). All are written as a Llama of that shape; the last number but `tied` is how long a request the
+# studies may make, not what the model was trained for (Llama-3-8B: 8 192 tokens, less than the paper's prefixes).
+LLAMA_3_8B = Model("llama-3-8b", 32, 4096, 14_336, 32, 8, 128, 128_256, 16_384)
+QWEN_0_5B = Model("qwen-0.5b", 24, 896, 4864, 14, 2, 64, 151_936, 32_768, tied=True)
+QWEN_1_5B = Model("qwen-1.5b", 28, 1536, 8960, 12, 2, 128, 151_936, 32_768, tied=True)
+QWEN_8B = Model("qwen-8b", 36, 4096, 12_288, 32, 8, 128, 151_936, 32_768)
+LONGCHAT_13B = Model("longchat-13b", 40, 5120, 13_824, 40, 40, 128, 32_000, 16_384)
+MODELS = {model.name: model for model in (TINY_LLAMA, LLAMA_3_8B, QWEN_0_5B, QWEN_1_5B, QWEN_8B, LONGCHAT_13B)}

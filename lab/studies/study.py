@@ -1,0 +1,208 @@
+"""A study: conditions run interleaved on one engine, kept as tidy rows, with the claims and figures drawn from them."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from dataclasses import replace as replace_fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from lab import machine
+from lab.files import OUT_MARKER, replace
+from lab.claims import CLAIMS, verdict
+from lab.engines.real import Engine, Run
+from lab.figures.charts import sign
+from lab.stats import Ratio, ratio
+
+COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
+           "backend", "device", "engine", "revision", "time"]  # fmt: skip
+
+DPI = 150  # of the figures as PNG
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing to measure: a policy, the parameters that tell it from its neighbours, and how to run it once."""
+
+    policy: str
+    parameters: dict
+    run: Callable[[int], Run]
+    """seed → run; conditions given the same seed get the same requests"""
+    engine: Engine | None = None
+    """what it runs on, where a study has several engines"""
+
+
+def under_cascade(conditions: Sequence[Condition], engine: Engine, choices: Sequence[bool]) -> list[Condition]:
+    """Every condition with cascade attention on or off, as ``choices`` say, told apart by the parameter "cascade". Raises
+    ValueError (when run) where it is to be on and the engine has no such kernel."""
+
+    def switched(condition: Condition, on: bool) -> Condition:
+        def run(seed: int) -> Run:
+            engine.use_cascade(on)
+            return condition.run(seed)
+
+        return replace_fields(condition, parameters={**condition.parameters, "cascade": on}, run=run, engine=engine)
+
+    return [switched(condition, on) for on in choices for condition in conditions]
+
+
+class Study:
+    """Rows of one notebook, under the name of the study. ``out`` is the folder that takes rows, claims and figures.
+    Without an engine, what is measured is code on this machine's ``backend``; ``told`` (device, engine) is then said of the rows
+    instead of the machine's own, where what runs is a model of something else.
+
+    Raises OSError where ``out`` cannot be written, ValueError for ``told`` beside an engine, which tells for itself.
+    """
+
+    def __init__(self, name: str, engine: Engine | None, out: str | Path, backend: str = "cpu", told: dict[str, str] | None = None):
+        if engine and told:
+            raise ValueError(f"told={told}: the engine says where its numbers come from; leave one of the two out")
+        self.name = name
+        self.engine = engine
+        self._backend = backend
+        self._told = told or {}
+        self.out = Path(out)
+        for folder in ("results", "figures"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        (self.out / OUT_MARKER).touch()
+        self._rows: list[dict] = []
+        self._measured: set[tuple[str, str]] = set()
+        self._claims: list[dict] = []
+        self._not_run: dict[str, str] = {}
+        self._figures: list[dict] = []
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where its numbers come from, with the engine as it is set now."""
+        return _provenance(self.engine) if self.engine else machine.provenance(self._backend) | self._told
+
+    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
+        """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
+        same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
+        conditions could not be told apart in the rows, or there is nothing to run."""
+        check_repeats(repeats)
+        if not conditions:
+            raise ValueError("there is no condition to measure: a list of values is empty")
+        for condition in conditions:
+            name = (condition.policy, json.dumps(condition.parameters))
+            if name in self._measured:
+                raise ValueError(f"{name[0]} with {name[1]} has been measured already: its parameters must tell it apart")
+            self._measured.add(name)
+        first = len(self._rows)
+        order = np.random.default_rng(seed)
+        if getattr(conditions[0].engine or self.engine, "scheduling", "measured") == "measured":  # else there is nothing to get warm
+            conditions[0].run(seed + repeats)  # requests of its own: no repeat may find them in the prefix cache
+        with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
+            for repeat in range(repeats):
+                for index in order.permutation(len(conditions)):
+                    self._record(conditions[index], repeat, seed + repeat)
+                    bar.update()
+        return self.rows(first)
+
+    def _record(self, condition: Condition, repeat: int, seed: int) -> None:
+        for metric, (value, unit) in condition.run(seed).metrics().items():
+            self.row(condition.policy, condition.parameters, metric, value, unit, repeat, seed, condition.engine)
+
+    def row(self, policy: str, parameters: dict, metric: str, value: float, unit: str, repeat: int, seed: int = 0,
+            engine: Engine | None = None) -> None:  # fmt: skip
+        """Keep one measurement; for one that ``measure`` did not make."""
+        provenance, engine = _provenance(engine) if engine else self.provenance, engine or self.engine
+        if engine:
+            parameters = {**parameters, "model": engine.model, "max batch": engine.max_batch}
+        self._rows.append(
+            {"study": self.name, "policy": policy, "parameters": json.dumps(parameters), "metric": metric, "value": value,
+             "unit": unit, "repeat": repeat, "seed": seed, **provenance,
+             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+        )
+
+    @property
+    def kept(self) -> int:
+        """Rows kept so far."""
+        return len(self._rows)
+
+    def rows(self, first: int = 0) -> pd.DataFrame:
+        """The rows kept since there were ``first`` of them, parameters as columns; writes them to the file, too."""
+        self._save()
+        return frame(self._rows[first:])
+
+    def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None, engine: Engine | None = None) -> str:
+        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
+        ``parts`` as in ``claims.verdict``; ``engine``: what it ran on, where that is not the study's."""
+        claim = CLAIMS[claim_id]
+        provenance = _provenance(engine) if engine else self.provenance
+        found = verdict(claim_id, ours, provenance["backend"], parts)
+        if parts:
+            reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
+        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
+                             "backend": provenance["backend"], "device": provenance["device"]})  # fmt: skip
+        self._save()
+        here = str(ours).replace("×", f" {claim.unit}", 1)
+        return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
+
+    def not_run(self, claim_id: str, mend: str) -> str:
+        """Keep that a claim could not be tested here, and what would make it: the claims table then says "not run here" with
+        ``mend``. Returns one line that says it."""
+        self._not_run[CLAIMS[claim_id].id] = mend
+        self._save()
+        return f"{claim_id}: not run here. {mend}"
+
+    def figure(self, figure, name: str, caption: str, measured: bool = True, engine: Engine | None = None,
+               rows: pd.DataFrame | None = None) -> None:  # fmt: skip
+        """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
+        be: on the study's engine, on the one given, or on all that the given rows name."""
+        if measured:
+            provenance = _provenance(engine) if engine else self.provenance
+            if rows is not None:
+                told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
+                provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
+            sign(figure, provenance)
+        for suffix in ("png", "pdf"):
+            figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
+        self._figures.append({"name": name, "caption": caption})
+        self._save()
+
+    def _save(self) -> None:
+        """Written after each part, so that a notebook that fails later on loses nothing of what it measured."""
+        results = self.out / "results"
+        story = {"claims": self._claims, "figures": self._figures, "not run": self._not_run, "engine": self._engine_settings()}
+        replace(results / f"{self.name}.csv", pd.DataFrame(self._rows, columns=COLUMNS).to_csv(index=False))
+        replace(results / f"{self.name}.json", json.dumps(story, indent=1))
+
+    def _engine_settings(self) -> dict:
+        if self.engine is None:
+            return {}
+        return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def check_repeats(repeats: int) -> None:
+    if not repeats >= 1:
+        raise ValueError(f"repeats={repeats} must be at least 1")
+
+
+def _provenance(engine: Engine) -> dict[str, str]:
+    return machine.provenance(engine.backend, getattr(engine, "device_name", None), getattr(engine, "engine_version", None))
+
+
+def frame(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a table whose parameters are columns of their own."""
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    parameters = pd.DataFrame([json.loads(text) for text in table["parameters"]], index=table.index)
+    return pd.concat([table, parameters], axis=1)
+
+
+def compare(table: pd.DataFrame, metric: str, of: dict, to: dict) -> Ratio:
+    """The ratio of a metric between two conditions, each given as column → value, paired by repeat."""
+
+    def values(where: dict) -> np.ndarray:
+        chosen = table[table["metric"] == metric]
+        for column, value in where.items():
+            chosen = chosen[chosen[column] == value]
+        if chosen["repeat"].duplicated().any() or chosen.empty:
+            raise ValueError(f"{where} names {len(chosen)} rows of {metric!r}, not one a repeat")
+        return chosen.sort_values("repeat")["value"].to_numpy()
+
+    return ratio(values(of), values(to))

@@ -1,0 +1,3 @@
+from lab.train.training import main
+
+main()
