@@ -14,10 +14,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.timing import main
-from lab.model import calibration
 from lab import machine
-from lab.engines.real import Engine
-from lab.engines.study_scheduler import ARMS
+from lab.engines import Engine, make_engine
+from lab.engines.arms import ARMS
+from lab.model import calibration
 from lab.workloads import make_prefixes, unshared
 
 REPEATS = 3  # undisturbed runs of every point
@@ -26,7 +26,7 @@ LIMIT = 720  # seconds for all of it
 
 
 def run(write: bool) -> dict:
-    engine = Engine("cpu", max_batch=48, max_batched_tokens=16_384)
+    engine = make_engine("cpu", max_batch=48, max_batched_tokens=16_384)
     lengths = {point.prefix_tokens for point in calibration.plan() if point.groups}
     engine.warm([prefix for length in sorted(lengths) for prefix in make_prefixes(8, length)])
     order, rows, points = np.random.default_rng(0), [], calibration.plan()
@@ -55,7 +55,12 @@ def run(write: bool) -> dict:
         calibration.STEPS.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(calibration.STEPS, index=False)
     spread = table.groupby(["batch", "groups", "prefix_tokens", "rows"])["step_ms"].agg(lambda ms: (ms.max() - ms.min()) / ms.median())
-    return {"runs": tries, "undisturbed": len(table), "points": table.groupby(["batch", "groups", "prefix_tokens", "rows"]).ngroups, "median range over the repeats, %": round(100 * float(spread.median()), 1)}
+    return {
+        "runs": tries,
+        "undisturbed": len(table),
+        "points": table.groupby(["batch", "groups", "prefix_tokens", "rows"]).ngroups,
+        "median range over the repeats, %": round(100 * float(spread.median()), 1),
+    }
 
 
 def step_ms(engine: Engine, point: calibration.Point, seed: int, run_number: int) -> float:
@@ -81,4 +86,10 @@ def show(found: dict) -> None:
 
 
 if __name__ == "__main__":
-    main("benchmarks.cpu_steps", __doc__.splitlines()[0], run, show, write={"action": "store_true", "help": "keep the rows as the table that the modelled CPU is fitted to"})
+    main(
+        "benchmarks.cpu_steps",
+        __doc__.splitlines()[0],
+        run,
+        show,
+        write={"action": "store_true", "help": "keep the rows as the table that the modelled CPU is fitted to"},
+    )

@@ -7,8 +7,8 @@ does in a step behind SGLang's seam: reconcile with its queue, hash who came, ch
 import pandas as pd
 
 from benchmarks.timing import main, spread
-from lab.studies.detection import measure
 from feather.sglang import VERSION, check_version
+from lab.studies.detection import measure
 
 LENGTHS, WAITING, STEPS = (5_000, 10_000, 20_000), 500, 20
 KEYS = {
@@ -24,9 +24,7 @@ KEYS = {
 def figures(table: pd.DataFrame) -> dict:
     spreads = {key: spread(table[table["policy"] == policy]["ms"], digits=6) for policy, key in KEYS.items()}
     medians = {key: value["median"] for key, value in spreads.items()}
-    ratios = {
-        f"ratio_{name}": round(medians[f"sglang_{name}_ms"] / medians["feather_hashes_ms"], 1) for name in ("lpm", "dfs_weight")
-    }
+    ratios = {f"ratio_{name}": round(medians[f"sglang_{name}_ms"] / medians["feather_hashes_ms"], 1) for name in ("lpm", "dfs_weight")}
     ratios["ratio_lpm_in_sglang"] = round(medians["sglang_lpm_ms"] / medians["feather_in_sglang_ms"], 1)
     return {**medians, **ratios, "spread": spreads}
 
@@ -42,10 +40,16 @@ def run() -> dict:
 
 def show(found: dict) -> None:
     print(f"one steady-state step, {found['waiting']} waiting, SGLang {found['sglang_version']}; medians, ms")
-    print(f"{'prompt':>8}" + "".join(f"{key.removesuffix('_ms'):>27}" for key in KEYS.values()) + f"{'LPM ratio':>12}{'DFS ratio':>12}{'in SGLang':>12}")
+    print(
+        f"{'prompt':>8}"
+        + "".join(f"{key.removesuffix('_ms'):>27}" for key in KEYS.values())
+        + f"{'LPM ratio':>12}{'DFS ratio':>12}{'in SGLang':>12}"
+    )
     for row in found["lengths"]:
         values = "".join(f"{row[key]:>27.4f}" for key in KEYS.values())
-        print(f"{row['prompt_tokens']:>8}{values}{row['ratio_lpm']:>12.0f}{row['ratio_dfs_weight']:>12.0f}{row['ratio_lpm_in_sglang']:>12.0f}")
+        print(
+            f"{row['prompt_tokens']:>8}{values}{row['ratio_lpm']:>12.0f}{row['ratio_dfs_weight']:>12.0f}{row['ratio_lpm_in_sglang']:>12.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import main
-from lab.engines.real import Engine
-from lab.engines.study_scheduler import ARMS, Arm
+from lab.engines import make_engine
+from lab.engines.arms import ARMS, Arm
 from lab.stats import ratio
 from lab.workloads import Prompt, Workload, make_prefixes
 
@@ -41,7 +41,7 @@ def workload(prefixes: list[list[int]], seed: int, salt: int) -> Workload:
 
 
 def run() -> dict:
-    engine = Engine("cpu", max_batch=32)
+    engine = make_engine("cpu", max_batch=32)
     (system,) = make_prefixes(1, SYSTEM, seed=1)
     prefixes = [system + document for document in make_prefixes(DOCUMENTS, DOCUMENT, seed=2)] + [system]
     engine.warm(prefixes)

@@ -8,30 +8,29 @@ is something to decide on the modelled GPU, with the cascade kernel and without,
 policy to FCFS by its upper 95 % bound; the oracle is the better of stopping and not, in each cell.
 """
 
+from benchmarks.timing import main
 from lab.studies import policies
 from lab.studies.policies import ON_ENGINE, ON_MODEL, Runner, label, run_cells, sample
-
-from benchmarks.timing import main
 
 CELLS, REPEATS = {"smoke": 6, "full": 24}, {"smoke": 3, "full": 5}
 MODEL_CELLS = {"smoke": 4, "full": 12}
 
 
 def on_engine(profile: str) -> dict:
-    from lab.engines.real import Engine
+    from lab.engines import make_engine
 
-    runner = Runner(Engine("cpu", max_batch=32), tokens=2560, requests=(40, 192))
+    runner = Runner(make_engine("cpu", max_batch=32), tokens=2560, requests=(40, 192))
     rows = list(run_cells(runner, sample(CELLS[profile]), ON_ENGINE, REPEATS[profile], "policies, real engine"))
     return {"cells": rows, **policies.summary(rows)}
 
 
 def on_model(profile: str) -> dict:
-    from lab.engines.modelled import SimEngine
+    from lab.engines.modelled import ModelledEngine
 
     cells = [policies.Cell(groups, prefix, decode, None) for prefix in (8000, 4000) for groups in (4, 8, 2) for decode in (32, (8, 128))]
     found = {}
     for kernel in ("cascade", "paged"):
-        runner = Runner(SimEngine(max_batch=256, kernel=kernel), tokens=130_000, requests=(2000, 100_000))
+        runner = Runner(ModelledEngine(max_batch=256, kernel=kernel), tokens=130_000, requests=(2000, 100_000))
         rows = list(run_cells(runner, cells[: MODEL_CELLS[profile]], ON_MODEL, 1, f"policies, modelled {kernel} kernel"))
         found[kernel] = {"cells": rows, **policies.modelled_summary(rows)}
     return found

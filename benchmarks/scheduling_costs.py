@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import timing
-from lab.model.costs import COLUMNS, TABLE, SchedulingCosts, fitted
 from lab import machine
+from lab.model.costs import COLUMNS, TABLE, SchedulingCosts, fitted
 
 FEATHER = ("Feather (never stop)", "Feather (threshold)")
 # engine → (arms, those of them that order all that waits anew whenever they are asked)
@@ -24,13 +24,13 @@ SIZES = ((64, 32, 2000), (400, 100, 5000), (800, 500, 5000), (600, 200, 10_000))
 
 
 def run(engine: str, write: bool) -> dict:
-    from lab.engines.modelled import SimEngine
+    from lab.engines.modelled import ModelledEngine
     from lab.workloads import even_sizes, grouped, make_prefixes
 
     names, slow = ARMS[engine]
     measured = []
     for requests, batch, tokens in SIZES:
-        sim = SimEngine(max_batch=batch, device="h200", scheduling="measured", engine=engine)
+        sim = ModelledEngine(max_batch=batch, device="h200", scheduling="measured", engine=engine)
         prefixes = make_prefixes(5, tokens)
         sim.warm(prefixes)
         for name in names:
@@ -38,7 +38,9 @@ def run(engine: str, write: bool) -> dict:
             decode = (1, 3) if name in slow else (4, 40)
             sim.run(grouped(prefixes, even_sizes(requests, 5), seed=1, decode_tokens=decode), _arms(engine)[name])
             measured += sim.measured[:: 1 if name in slow else 4]
-    table = pd.DataFrame(measured, columns=COLUMNS).assign(device=machine.device("cpu"), engine=sim.engine_version, revision=machine.revision())
+    table = pd.DataFrame(measured, columns=COLUMNS).assign(
+        device=machine.device("cpu"), engine=sim.engine_version, revision=machine.revision()
+    )
     table = table.round({"queue_ms": 4, "engine_ms": 4})
     if write:
         others = pd.read_csv(TABLE) if TABLE.exists() else table[:0]
@@ -60,9 +62,9 @@ def run(engine: str, write: bool) -> dict:
 
 def _arms(engine: str) -> dict:
     if engine == "sglang":
-        from lab.engines.modelled_sglang import ARMS as found
+        from lab.engines.arms import SGLANG_ARMS as found
     else:
-        from lab.engines.study_scheduler import ARMS as found
+        from lab.engines.arms import ARMS as found
     return found
 
 

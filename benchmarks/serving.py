@@ -89,8 +89,7 @@ class Clients:
         kinds = rng.choice(list(mix), len(prompts), p=list(mix.values()))
         patience = rng.exponential(PATIENCE, len(prompts))
         samples = [
-            SampleRequest(one.tokens, len(one.tokens), one.decode_tokens, request_id=str(place))
-            for place, one in enumerate(prompts)
+            SampleRequest(one.tokens, len(one.tokens), one.decode_tokens, request_id=str(place)) for place, one in enumerate(prompts)
         ]
         np.random.seed(seed)  # what vLLM draws the arrivals from
         # Idle connections are dropped before the server would (after 5 s): a request sent while it does so is lost on the way.

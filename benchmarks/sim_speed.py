@@ -5,17 +5,16 @@
 ``step_model_us_at_500``: the step model alone.
 """
 
-
 from benchmarks.timing import main, spread, timed
-from lab.engines.modelled import SimEngine
-from lab.engines.study_scheduler import ARMS
+from lab.engines.arms import ARMS
+from lab.engines.modelled import ModelledEngine
 from lab.workloads import even_sizes, grouped, make_prefixes
 
 REPEATS = 5
 
 
 def run() -> dict:
-    engine, prefixes = SimEngine(), make_prefixes(5, 10_000)
+    engine, prefixes = ModelledEngine(), make_prefixes(5, 10_000)
     engine.warm(prefixes)
     rates, requests, model = [], [], []
     for repeat in range(REPEATS):

@@ -22,15 +22,30 @@ def run() -> dict:
         "mape_fitted": round(100 * float(fitted["error"].abs().mean()), 2),
         "points_fitted": len(fitted),
         "device": device.name,
-        "constants": {name: float(f"{getattr(device, name):.4g}") for name in ("step_seconds", "row_seconds", "cache_rate", "memory_rate", "gemm_share", "attention_share", "heads_at_once", "query_tile", "cache_bytes")},
+        "constants": {
+            name: float(f"{getattr(device, name):.4g}")
+            for name in (
+                "step_seconds",
+                "row_seconds",
+                "cache_rate",
+                "memory_rate",
+                "gemm_share",
+                "attention_share",
+                "heads_at_once",
+                "query_tile",
+                "cache_bytes",
+            )
+        },
         "worst": worst.round(3).to_dict("records"),
         "published": residuals(published()).round(3).to_dict("records"),
     }
 
 
 def show(found: dict) -> None:
-    print(f"held out: mean absolute error {found['mape']} % over {found['points']} points "
-          f"(fitted: {found['mape_fitted']} % over {found['points_fitted']}); {found['device']}")
+    print(
+        f"held out: mean absolute error {found['mape']} % over {found['points']} points "
+        f"(fitted: {found['mape_fitted']} % over {found['points_fitted']}); {found['device']}"
+    )
     print(pd.DataFrame(found["worst"]).to_string(index=False))
     print(pd.DataFrame(found["published"]).to_string(index=False))
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from feather.policies import BatchState, Decision, Policy, Step
 from feather.cht import Candidate, ChunkedHashTree
+from feather.policies import BatchState, Decision, Policy, Step
 from feather.turns import Turns
 
 _UNKNOWN = object()
@@ -227,8 +227,9 @@ class BatchFormer:
     def question(self, candidate: Candidate) -> BatchState:
         """What the policy is asked about a candidate."""
         tree = self.tree
-        state = BatchState(len(tree.active), candidate.tip_before - candidate.tip_after, candidate.sharing, self.waiting,
-                           len(self._retired))
+        state = BatchState(
+            len(tree.active), candidate.tip_before - candidate.tip_after, candidate.sharing, self.waiting, len(self._retired)
+        )
         if not self.policy.wide:
             return state
         length = tree.length(candidate.request_id)

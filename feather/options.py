@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from feather.policies import Bandit, Guard, Network, NeverStop, Policy, Threshold, Traced
 from feather.cht import ORDERS
 from feather.former import BatchFormer
+from feather.policies import Bandit, Guard, Network, NeverStop, Policy, Threshold, Traced
 
 logger = logging.getLogger("feather")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 def main(out: Path) -> None:
     from lab import figures
-    from lab.engines.real import Engine
-    from lab.studies.evaluation import over_groups
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines import make_engine
+    from lab.engines.arms import ARMS
     from lab.stats import Ratio
+    from lab.studies.evaluation import over_groups
     from lab.studies.study import Study
     from lab.workloads import even_sizes, grouped, make_prefixes, unshared
 
-    engine = Engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
+    engine = make_engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
     prefixes = make_prefixes(4, 1024)
     engine.warm(prefixes)
     found = {}

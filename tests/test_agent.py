@@ -5,11 +5,11 @@ import json
 import math
 
 import pytest
+from toy import ToyEngine, all_or_nothing, by_rows, closed_loop
 
-from feather.policies import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
 from feather.former import BatchFormer
 from feather.options import Options
-from toy import ToyEngine, all_or_nothing, by_rows, closed_loop
+from feather.policies import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
 
 
 def throughput(options, step_seconds, **workload):

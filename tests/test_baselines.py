@@ -5,12 +5,12 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from lab.engines.radix import RadixTree
 
 from feather.sglang import missing
+from lab.engines.baselines import RadixQueue
 from lab.studies import detection
 from lab.studies.sglang_peer import Peer
-from lab.engines.baselines import RadixQueue
-from lab.engines.radix import RadixTree
 
 needs_sglang = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

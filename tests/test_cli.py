@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lab.artifact import cli, plan, report
 from lab import machine
+from lab.artifact import cli, plan, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -230,7 +230,9 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
 
     (out / "began").unlink()
     notebooks(two02=GOOD)
-    again = subprocess.run([sys.executable, "-c", code.replace("'--out'", "'--resume', '--out'")], capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        [sys.executable, "-c", code.replace("'--out'", "'--resume', '--out'")], capture_output=True, text=True, timeout=120
+    )
     assert again.returncode == 0 and (out / "ran").read_text() == "0102"
 
 
@@ -279,7 +281,9 @@ def test_every_parameter_of_a_profile_is_one_of_the_notebooks(monkeypatch):
         assert not plan.runs_here(name) or {"cpu", "gpu"} <= profiles[name].keys(), name
         for cell in book["cells"]:
             compared = "nbval-check-output" in cell["metadata"].get("tags", [])
-            assert bool(cell.get("outputs")) == compared, f"{name}, {cell['id']}: outputs are committed where a test compares them, and only there"
+            assert bool(cell.get("outputs")) == compared, (
+                f"{name}, {cell['id']}: outputs are committed where a test compares them, and only there"
+            )
 
 
 def test_a_claim_that_was_not_run_names_the_notebook_that_measures_it_before_one_that_models_it():

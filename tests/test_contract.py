@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from modelless import Driver, abort, make_request, make_scheduler
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -22,7 +23,6 @@ from vllm.v1.request import RequestStatus
 
 from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
-from modelless import Driver, abort, make_request, make_scheduler
 
 THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": 32}
@@ -134,7 +134,9 @@ class Grammar:
 def test_structured_output_waits_for_its_grammar_and_holds_up_nobody(tmp_path, options, depth):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=options)
     driver, requests = Driver(scheduler, depth), fill(scheduler)
-    structured = [make_request(scheduler, f"0.{n}", prompt(0, n), 3, structured_outputs=StructuredOutputsParams(regex="a*")) for n in (8, 9)]
+    structured = [
+        make_request(scheduler, f"0.{n}", prompt(0, n), 3, structured_outputs=StructuredOutputsParams(regex="a*")) for n in (8, 9)
+    ]
     for request in structured:
         request.structured_output_request.grammar = Future()
     driver.add(*structured, *requests)
@@ -181,9 +183,7 @@ class Pooling(Driver):
         return []
 
     def complete(self, result):
-        result.pooler_output = [
-            torch.zeros(1) if id_ in self.scheduler.requests and self.through(id_) else None for id_ in result.req_ids
-        ]
+        result.pooler_output = [torch.zeros(1) if id_ in self.scheduler.requests and self.through(id_) else None for id_ in result.req_ids]
 
     def through(self, id_):
         request = self.scheduler.requests[id_]
@@ -228,10 +228,7 @@ def test_requests_whose_kv_is_loaded_from_elsewhere_are_kept_account_of(tmp_path
 
 def test_data_parallel_ranks_are_schedulers_of_their_own(tmp_path, options, depth):
     """Each forms its batches alone, through idle steps and while its prefills are throttled in favour of another rank's."""
-    ranks = [
-        make_scheduler(FeatherScheduler, tmp_path, feather=options, data_parallel_size=2)
-        for _ in range(2)
-    ]
+    ranks = [make_scheduler(FeatherScheduler, tmp_path, feather=options, data_parallel_size=2) for _ in range(2)]
     drivers = [Driver(scheduler, depth) for scheduler in ranks]
     requests = [fill(scheduler, groups=2 + rank, each=3 + 4 * rank) for rank, scheduler in enumerate(ranks)]
     for driver, own in zip(drivers, requests):

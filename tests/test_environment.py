@@ -71,7 +71,9 @@ def project(tmp_path_factory):
         (folder / "requirements" / name).write_text("")
     for name in ("cpu.txt", "gpu.txt"):
         (folder / "requirements" / name).write_text("setuptools==77.0.3\n")
-    (folder / "pyproject.toml").write_text('[project]\nname = "feather-scheduler"\nversion = "0"\n[tool.setuptools]\npackages = ["feather"]\n')
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "feather-scheduler"\nversion = "0"\n[tool.setuptools]\npackages = ["feather"]\n'
+    )
     (folder / "feather").mkdir()
     (folder / "feather" / "__init__.py").write_text("")
     return folder

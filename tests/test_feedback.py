@@ -4,10 +4,10 @@ import itertools
 import logging
 
 import pytest
+from modelless import Driver, abort, make_request, make_scheduler
 
 from feather.policies import Policy
 from feather.vllm import FeatherScheduler
-from modelless import Driver, abort, make_request, make_scheduler
 
 
 def prompt(group, number, tokens=128):

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from feather.admission import Admission
-from feather.policies import BatchState, NeverStop, Policy, Threshold
 from feather.former import BatchFormer
 from feather.options import Options
+from feather.policies import BatchState, NeverStop, Policy, Threshold
 
 
 class Recorder(Policy):

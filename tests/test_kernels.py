@@ -11,8 +11,8 @@ import pytest
 
 from lab.kernels.batch import divergent, even
 from lab.kernels.packing import packs
-from lab.studies import counters
 from lab.model.hardware import H200
+from lab.studies import counters
 from lab.studies.bandwidth import calibrate, fit, memory_tokens
 from lab.studies.decode_attention import batch_of
 

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
+from modelless import Driver, make_request, make_scheduler
 from prometheus_client import REGISTRY
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from feather.vllm import FeatherScheduler
 from feather.vllm.metrics import FeatherMetrics
-from modelless import Driver, make_request, make_scheduler
 
 OPTIONS = {"policy": "threshold", "guard": False, "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
 

@@ -126,7 +126,10 @@ def test_a_page_beside_the_figures_says_what_they_show_and_old_figures_go(checko
 def test_a_second_run_stands_beside_the_first_and_says_whether_it_agrees(checkout, tmp_path):
     checkout("Old", "cpu", *OLD)
     out, kept = tmp_path / "out" / "Old", tmp_path / "data" / "recorded" / "old"
-    assert publish_again(out).endswith("claims-again.csv: the verdicts agree") and (kept / AGAIN).read_text() == (kept / "claims.csv").read_text()
+    assert (
+        publish_again(out).endswith("claims-again.csv: the verdicts agree")
+        and (kept / AGAIN).read_text() == (kept / "claims.csv").read_text()
+    )
     claims = (out / "claims.csv").read_text()
     (out / "claims.csv").write_text(claims.replace("Old,reproduced,why", "Old,not reproduced,why", 1))
     assert publish_again(out).endswith("E3: reproduced, then not reproduced")

@@ -7,8 +7,8 @@ from html import unescape
 import pandas as pd
 import pytest
 
-from lab.artifact import overview, plan, recorded, report
 from lab import machine
+from lab.artifact import overview, plan, recorded, report
 from lab.claims import CLAIMS, verdict
 from lab.stats import Ratio
 
@@ -115,7 +115,12 @@ def test_a_broken_table_is_one_line_that_names_the_file_the_value_and_the_mend(k
 
 @pytest.mark.parametrize(
     "text, message",
-    [(None, "is missing beside claims.csv"), ("{", "is not a run's description"), ('{"backend": "cpu"}', "has no 'device'"), ("[]", "is not a run")],
+    [
+        (None, "is missing beside claims.csv"),
+        ("{", "is not a run's description"),
+        ('{"backend": "cpu"}', "has no 'device'"),
+        ("[]", "is not a run"),
+    ],
 )
 def test_a_broken_description_of_a_run_is_one_line_likewise(keep, text, message):
     path = keep("Old", "cpu", OLD) / "run.json"

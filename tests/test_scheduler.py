@@ -6,15 +6,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from modelless import Driver, abort, make_request, make_scheduler
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 
-from feather.policies import Policy
 from feather.hashing import hash_tokens
-from lab.engines.study_scheduler import ARMS, StudyScheduler
+from feather.policies import Policy
 from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
-from modelless import Driver, abort, make_request, make_scheduler
+from lab.engines.arms import ARMS
+from lab.engines.study_scheduler import StudyScheduler
 
 CHUNK = 32
 THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
@@ -29,8 +30,7 @@ def prompt(group, number, length=128):
 def requests(scheduler, groups=3, each=4, decode=lambda i: 4, **args):
     pairs = [(group, number) for number in range(each) for group in range(groups)]
     return [
-        make_request(scheduler, f"{group}.{number}", prompt(group, number), decode(i), **args)
-        for i, (group, number) in enumerate(pairs)
+        make_request(scheduler, f"{group}.{number}", prompt(group, number), decode(i), **args) for i, (group, number) in enumerate(pairs)
     ]
 
 
@@ -281,7 +281,9 @@ def test_a_policy_that_fails_loses_nothing(tmp_path_factory, seed):
     assert len(driver.finished) == len(set(driver.finished))
     assert all(driver.tokens[request.request_id] == request.max_tokens for request in everyone if request.request_id != victim)
     if scheduler.waiting.__class__.__name__ != "FeatherQueue":
-        assert ("ZeroDivisionError: no batch" if fault == "raises" else "TimeoutError: 3 decisions in a row took too long") in scheduler.fallback
+        assert (
+            "ZeroDivisionError: no batch" if fault == "raises" else "TimeoutError: 3 decisions in a row took too long"
+        ) in scheduler.fallback
 
 
 def test_a_failure_is_logged_and_vllms_own_queue_takes_over(tmp_path, caplog):

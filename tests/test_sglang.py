@@ -16,18 +16,17 @@ import feather.sglang
 if feather.sglang.missing():
     pytest.skip(feather.sglang.missing(), allow_module_level=True)
 
-from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
-
 import modelless
-from feather.policies import Policy
-from feather.hashing import hash_tokens
-from feather.sglang import install
-from feather.sglang.policy import FeatherPolicy, prefix_path
-from feather.vllm import FeatherScheduler
-
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.server_args import ServerArgs
+from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
+
+from feather.hashing import hash_tokens
+from feather.policies import Policy
+from feather.sglang import install
+from feather.sglang.policy import FeatherPolicy, prefix_path
+from feather.vllm import FeatherScheduler
 
 CHUNK = 32
 THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
@@ -172,9 +171,16 @@ def test_a_retracted_request_goes_first():
 @pytest.mark.parametrize("key", ["extra_key", "lora_id"])
 def test_an_extra_key_is_part_of_the_prefix(key):
     tokens = prompt(0, 0)
-    mine, same, other, none = (make_request(str(i), tokens, **({key: value} if value else {})) for i, value in enumerate(["a", "a", "b", None]))
+    mine, same, other, none = (
+        make_request(str(i), tokens, **({key: value} if value else {})) for i, value in enumerate(["a", "a", "b", None])
+    )
     paths = [list(prefix_path(request, CHUNK)) for request in (mine, same, other, none)]
-    assert paths[0] == paths[1] and not set(paths[0]) & set(paths[2]) and paths[3] == hash_tokens(tokens, CHUNK) and not set(paths[0]) & set(paths[3])
+    assert (
+        paths[0] == paths[1]
+        and not set(paths[0]) & set(paths[2])
+        and paths[3] == hash_tokens(tokens, CHUNK)
+        and not set(paths[0]) & set(paths[3])
+    )
     driver = Driver(scheduler_with(THRESHOLD, chunked_prefill_size=4096))
     driver.add(*(make_request(f"{'ab'[i % 2]}.{i}", tokens, **{key: "ab"[i % 2]}) for i in range(8)))
     driver.run()
@@ -343,7 +349,9 @@ def test_another_sglang_is_refused(found, monkeypatch):
         return found
 
     monkeypatch.setattr("feather.sglang.version", version)
-    with pytest.raises(ImportError, match=r"needs SGLang 0\.5\.9 and " + (r"this is SGLang 0\.5\.10: " if found else "none is installed: ")):
+    with pytest.raises(
+        ImportError, match=r"needs SGLang 0\.5\.9 and " + (r"this is SGLang 0\.5\.10: " if found else "none is installed: ")
+    ):
         install()
 
 

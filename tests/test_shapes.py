@@ -26,8 +26,13 @@ def test_m3_is_a_drop_a_plain_and_a_collapse_where_the_cache_is_full():
 
 def test_m4_rises_smoothly_or_in_a_jump_or_not_at_all():
     assert all(shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 17.0, 0.8: 24.0, 1.0: 30.0})).parts.values())
-    assert list(shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 11.0, 0.8: 12.0, 1.0: 30.0})).parts.values()) == [True, False]
-    assert not shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 9.0, 1.0: 30.0})).parts["rises from each share to the next"]
+    assert list(shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 11.0, 0.8: 12.0, 1.0: 30.0})).parts.values()) == [
+        True,
+        False,
+    ]
+    assert not shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 9.0, 1.0: 30.0})).parts[
+        "rises from each share to the next"
+    ]
 
 
 def test_m5_saturates_later_and_higher_when_homogeneous():

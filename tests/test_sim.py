@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lab.llm import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
 from lab.model.hardware import DEVICES, RTX_6000_ADA
 from lab.model.rows import Rows, SharedBlocks
 from lab.model.steptime import Batch, StepModel, still_cached
-from lab.llm import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
 
 PREFIX, OWN = 10_000, 40
 BYTES = LLAMA_3_8B.kv_bytes_per_token
@@ -205,7 +205,10 @@ def test_a_cost_table_without_the_engine_says_how_to_make_it(tmp_path):
 def test_the_recorded_costs_tell_dear_queues_from_cheap_ones():
     from lab.model.costs import SchedulingCosts
 
-    queue = {kind: SchedulingCosts("sglang").seconds(kind, 500, 500, 5, 5, 5, 10_000)[0] for kind in ("fcfs", "not asked", "feather", "lpm", "dfs-weight")}
+    queue = {
+        kind: SchedulingCosts("sglang").seconds(kind, 500, 500, 5, 5, 5, 10_000)[0]
+        for kind in ("fcfs", "not asked", "feather", "lpm", "dfs-weight")
+    }
     assert queue["not asked"] <= queue["fcfs"] < queue["feather"] < 0.02 * min(queue["lpm"], queue["dfs-weight"])
 
 
@@ -221,13 +224,13 @@ def workloads():
 
 
 def sim(**options):
-    from lab.engines.modelled import SimEngine
+    from lab.engines.modelled import ModelledEngine
 
-    return SimEngine(**{"max_batch": 8, "scheduling": "free", **options})
+    return ModelledEngine(**{"max_batch": 8, "scheduling": "free", **options})
 
 
 def test_a_run_gives_every_token_and_the_same_again(workloads):
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
 
     prefixes, workload = workloads
     runs = []
@@ -245,7 +248,7 @@ def test_a_run_gives_every_token_and_the_same_again(workloads):
 
 
 def test_arrivals_are_waited_for_on_the_virtual_clock(workloads):
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
 
     prefixes, workload = workloads
     run = sim().run(workload(requests_per_s=2.0), ARMS["FCFS"])
@@ -262,7 +265,7 @@ def test_feather_sees_the_virtual_clock():
 
 
 def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(workloads):
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
 
     prefixes, workload = workloads
     engine = sim(kv_gib=4200 * BYTES / 2**30, max_batched_tokens=256)
@@ -276,7 +279,7 @@ def test_chunked_prefill_and_a_small_cache_preempt_and_evict_and_lose_nothing(wo
 
 
 def test_a_divergent_request_ends_cascade():
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
     from lab.workloads import grouped, make_prefixes
 
     prefixes, engine = make_prefixes(2, 4000), sim(max_batch=100)
@@ -320,10 +323,12 @@ def test_what_cannot_work_is_refused_with_the_numbers(options, message):
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_with_the_numbers():
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
     from lab.workloads import unshared
 
-    with pytest.raises(ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"):
+    with pytest.raises(
+        ValueError, match="3000 prompt and 32 decode tokens cannot run: the KV cache that llama-3-8b leaves .* holds 2000 tokens"
+    ):
         sim(kv_gib=2000 * BYTES / 2**30).run(unshared(1, 3000, seed=1), ARMS["FCFS"])
 
 
@@ -374,27 +379,31 @@ def test_a_queue_without_recorded_costs_is_refused():
 
 
 def test_the_patient_rule_is_the_threshold_but_for_its_patience():
-    from lab.studies.scale import FLOORLESS, PATIENT
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
 
     threshold = ARMS["Feather (threshold)"].options
-    assert PATIENT.options == {**threshold, "max_wait": float("inf")} and PATIENT.options["guard"] is False
-    assert FLOORLESS.options == {**PATIENT.options, "min_batch": 1}
+    assert (
+        ARMS["Feather (threshold, patient)"].options == {**threshold, "max_wait": float("inf")}
+        and ARMS["Feather (threshold, patient)"].options["guard"] is False
+    )
+    assert ARMS["Feather (threshold, patient, no floor)"].options == {**ARMS["Feather (threshold, patient)"].options, "min_batch": 1}
 
 
 def test_a_backlog_is_there_at_the_start_and_the_rest_comes_at_the_rate():
     from lab.studies.scale import Setting
 
     setting = Setting(groups=2, prefix_tokens=16, requests=40, requests_per_s=10.0)
-    times = [[prompt.arrival for prompt in replace(setting, backlog=there).workload(setting.prefixes(), 1).prompts] for there in (0, 15, 40)]
+    times = [
+        [prompt.arrival for prompt in replace(setting, backlog=there).workload(setting.prefixes(), 1).prompts] for there in (0, 15, 40)
+    ]
     assert times[0][0] > 0 and times[2] == [0.0] * 40
     assert times[1][:15] == [0.0] * 15 and times[1][15:] == pytest.approx([time - times[0][14] for time in times[0][15:]])
 
 
 def test_the_threshold_rule_keeps_a_batch_homogeneous_and_cannot_make_one():
     """From an empty engine it is first come, first served; from a queue it stops. Without its floor it stops in both cases."""
-    from lab.studies.scale import FLOORLESS, PATIENT, Setting
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
+    from lab.studies.scale import Setting
 
     engine = sim(max_batch=40)
     setting = Setting(groups=4, prefix_tokens=1024, requests=160, decode_tokens=40, requests_per_s=100.0)
@@ -403,17 +412,23 @@ def test_the_threshold_rule_keeps_a_batch_homogeneous_and_cannot_make_one():
     groups = {}
     for there in (0, 160):
         workload = replace(setting, backlog=there).workload(prefixes, 1)
-        groups[there] = {arm.name: engine.run(workload, arm).groups.mean() for arm in (ARMS["FCFS"], PATIENT, FLOORLESS)}
-    assert groups[0][PATIENT.name] == groups[0]["FCFS"] > 3 and groups[160][PATIENT.name] < 2
-    assert max(groups[there][FLOORLESS.name] for there in groups) < 2.5
+        groups[there] = {
+            arm.name: engine.run(workload, arm).groups.mean()
+            for arm in (ARMS["FCFS"], ARMS["Feather (threshold, patient)"], ARMS["Feather (threshold, patient, no floor)"])
+        }
+    assert (
+        groups[0][ARMS["Feather (threshold, patient)"].name] == groups[0]["FCFS"] > 3
+        and groups[160][ARMS["Feather (threshold, patient)"].name] < 2
+    )
+    assert max(groups[there][ARMS["Feather (threshold, patient, no floor)"].name] for there in groups) < 2.5
 
 
 def test_the_engine_of_the_studies_can_be_the_modelled_one():
-    from lab.engines.modelled import SimEngine
-    from lab.engines.real import Engine
+    from lab.engines import make_engine
+    from lab.engines.modelled import ModelledEngine
 
-    engine = Engine("sim", "llama-3-8b", max_batch=4, kv_gib=4)
-    assert isinstance(engine, SimEngine) and engine.backend == "sim" and engine.kv_tokens > 100_000
+    engine = make_engine("sim", "llama-3-8b", max_batch=4, kv_gib=4)
+    assert isinstance(engine, ModelledEngine) and engine.backend == "sim" and engine.kv_tokens > 100_000
 
 
 def test_the_published_shapes_have_the_published_sizes():
@@ -429,12 +444,15 @@ def test_the_published_shapes_have_the_published_sizes():
 
 
 def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
-    from lab.engines.real import Engine
+    from lab.engines import make_engine
     from lab.studies.motivation import divergence
     from lab.studies.study import Study, under_cascade
     from lab.workloads import make_prefixes
 
-    assert Engine("sim", cascade=False, kv_gib=1, kv_tokens=20_000).kernel == "paged" and Engine("sim", cascade=True).kernel == "cascade"
+    assert (
+        make_engine("sim", cascade=False, kv_gib=1, kv_tokens=20_000).kernel == "paged"
+        and make_engine("sim", cascade=True).kernel == "cascade"
+    )
     engine = sim(max_batch=40)
     prefixes = make_prefixes(2, 1024)
     engine.warm(prefixes)

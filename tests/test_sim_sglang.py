@@ -8,11 +8,11 @@ from feather.sglang import missing
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 
-from lab.engines.modelled import SimEngine
-from lab.engines.modelled_sglang import ARMS
-from lab.studies import inside
+from lab.engines.arms import ARMS as IN_VLLM
+from lab.engines.arms import SGLANG_ARMS as ARMS
+from lab.engines.modelled import ModelledEngine
 from lab.llm import LLAMA_3_8B
-from lab.engines.study_scheduler import ARMS as IN_VLLM
+from lab.studies import inside
 from lab.workloads import even_sizes, grouped, make_prefixes
 
 BYTES = LLAMA_3_8B.kv_bytes_per_token
@@ -21,7 +21,7 @@ TRAINED = "Feather (SB3)"  # for a modelled GPU under vLLM
 
 
 def sim(engine="sglang", **options):
-    made = SimEngine(**{"max_batch": 8, "scheduling": "free", "engine": engine, **options})
+    made = ModelledEngine(**{"max_batch": 8, "scheduling": "free", "engine": engine, **options})
     made.warm(PREFIXES)
     return made
 
@@ -52,7 +52,11 @@ def test_both_engines_decode_the_same_batches_where_their_limits_agree(name, gro
     for engine in ("vllm", "sglang"):
         made = sim(engine, kernel="paged")
         made.run(whole, IN_VLLM[name])
-        ids = [frozenset(id_.split("-")[1] for id_ in step.groups) for step in made.scheduler.steps if step.decode_rows and not step.prefill_tokens]
+        ids = [
+            frozenset(id_.split("-")[1] for id_ in step.groups)
+            for step in made.scheduler.steps
+            if step.decode_rows and not step.prefill_tokens
+        ]
         found.append(ids)
     assert found[0] == found[1] and len(set(found[0])) == 2 * groups
 

@@ -49,9 +49,7 @@ def test_a_claim_of_parts_needs_them_all():
 
 
 def test_compare_pairs_by_repeat_and_refuses_an_ambiguous_choice():
-    table = pd.DataFrame(
-        {"metric": "t", "policy": ["a", "b", "b", "a"], "repeat": [0, 0, 1, 1], "value": [2.0, 1.0, 2.0, 6.0]}
-    )
+    table = pd.DataFrame({"metric": "t", "policy": ["a", "b", "b", "a"], "repeat": [0, 0, 1, 1], "value": [2.0, 1.0, 2.0, 6.0]})
     assert compare(table, "t", of={"policy": "a"}, to={"policy": "b"}).median == 2.5
     with pytest.raises(ValueError, match="not one a repeat"):
         compare(table, "t", of={}, to={"policy": "b"})

@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 
-from feather.policies import BatchState, Network, NeverStop, StrictStop
-from lab.train.env import ADD, STOP, BatchFormation, draw_traffic, make_world
 from feather.options import Options
+from feather.policies import BatchState, Network, NeverStop, StrictStop
 from lab.model.formation import Formation, Traffic
+from lab.train.env import ADD, STOP, BatchFormation, draw_traffic, make_world
 
 SMALL = Traffic(groups=3, prefix_tokens=2048, decode=(4, 40), max_batch=16, requests=90, in_system=48)
 
@@ -53,11 +53,11 @@ def test_strict_batches_hold_one_group_and_their_last_row_leaves_before_the_next
 
 @pytest.mark.parametrize("arm, policy", [("Feather (never stop)", NeverStop()), ("oracle (stop)", StrictStop())])
 def test_it_agrees_with_vllms_own_scheduler_on_the_same_requests_and_device(arm, policy):
-    from lab.engines.modelled import SimEngine
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
+    from lab.engines.modelled import ModelledEngine
     from lab.workloads import Prompt, Workload, make_prefixes
 
-    engine, prefixes = SimEngine(max_batch=32, scheduling="free"), make_prefixes(4, 4096)
+    engine, prefixes = ModelledEngine(max_batch=32, scheduling="free"), make_prefixes(4, 4096)
     engine.warm(prefixes)
     traffic = Traffic(groups=4, prefix_tokens=4096, decode=(64, 64), max_batch=32, requests=128, in_system=128)
     run = Formation(engine.steps, traffic, policy, seed=5)
@@ -116,8 +116,7 @@ def test_always_stopping_is_the_strict_rule_and_the_rewards_are_the_time_it_save
 
 def test_weights_on_waiting_and_on_being_passed_over_cost_reward(world):
     plain, latency, unfair = (
-        sum(episode(BatchFormation(world, True, *weights, traffic=SMALL), 1, lambda _: STOP)[1])
-        for weights in ((), (1.0, 0.0), (0.0, 1.0))
+        sum(episode(BatchFormation(world, True, *weights, traffic=SMALL), 1, lambda _: STOP)[1]) for weights in ((), (1.0, 0.0), (0.0, 1.0))
     )
     assert latency < unfair < plain
 
@@ -249,7 +248,7 @@ def test_the_guards_memory_does_not_bring_back_another_network(tmp_path):
 
 
 def test_the_shipped_network_can_be_used():
-    from lab.engines.study_scheduler import ARMS
+    from lab.engines.arms import ARMS
 
     policy = Options.from_mapping(ARMS["Feather (SB3)"].options).make_policy().policy
     trained = policy.trained

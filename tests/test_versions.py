@@ -20,6 +20,6 @@ def test_any_other_is_refused_with_what_to_do(version, monkeypatch):
         check(version)
     monkeypatch.setattr(vllm, "__version__", version)
     with pytest.raises(ImportError, match="Feather has been tested with"):
-        feather.vllm.FeatherScheduler
+        feather.vllm.FeatherScheduler  # noqa: B018
     monkeypatch.setenv("FEATHER_UNTESTED_VLLM", "1")
     assert feather.vllm.FeatherScheduler.__name__ == "FeatherScheduler"

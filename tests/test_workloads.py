@@ -16,7 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.workloads import VOCABULARY, Prompt, Workload, documents, even_sizes, grouped, make_prefix_tree, make_prefixes, samples, sources, traces
+from lab.workloads import (
+    VOCABULARY,
+    Prompt,
+    Workload,
+    documents,
+    even_sizes,
+    grouped,
+    make_prefix_tree,
+    make_prefixes,
+    samples,
+    sources,
+    traces,
+)
 from lab.workloads.__main__ import main
 from lab.workloads.arrivals import arrivals, at_rate
 from lab.workloads.lines import DataError
@@ -218,7 +230,11 @@ def but(record, **changes):
         (traces.read_mooncake, but(MOON, output_length=True), "line 1: 'output_length' is 'True', not a whole number"),
         (traces.read_mooncake, but(MOON, hash_ids=[0]), "line 1: 1 'hash_ids' for 600 tokens in blocks of 512"),
         (traces.read_mooncake, but(MOON, hash_ids=[0, "x"]), "line 1: 'hash_ids' holds something that is no id"),
-        (traces.read_burstgpt, "Timestamp,Model\n1,m\n", "line 1: the header lacks the column 'Request tokens'; it has ['Timestamp', 'Model']"),
+        (
+            traces.read_burstgpt,
+            "Timestamp,Model\n1,m\n",
+            "line 1: the header lacks the column 'Request tokens'; it has ['Timestamp', 'Model']",
+        ),
         (traces.read_burstgpt, "", "line 1: the header lacks the column 'Timestamp'; it has nothing"),
         (traces.read_burstgpt, GPT, "line 1: there is nothing under the header"),
         (traces.read_burstgpt, GPT + "1,m,5,5,10,API log\n2,m,5", "line 3: 3 columns where the header has 6"),
@@ -335,7 +351,10 @@ def test_a_missing_file_a_dead_publisher_and_a_wrong_name_get_one_line(publisher
     monkeypatch.setitem(SOURCES, "gone", Source("gone", "", "", (File("gone/x", SOURCES["made"].page + "/x"),)))
     assert "/x: 404 File not found; see whether the publisher has moved it, and put it to" in fetch(tmp_path, capsys, "gone")[2]
     monkeypatch.setitem(SOURCES, "dead", Source("dead", "", "", (File("dead/x", "http://127.0.0.1:9/x"),)))
-    assert "http://127.0.0.1:9/x: cannot be reached ([Errno 111] Connection refused); with the file from elsewhere, put it to" in fetch(tmp_path, capsys, "dead")[2]
+    assert (
+        "http://127.0.0.1:9/x: cannot be reached ([Errno 111] Connection refused); with the file from elsewhere, put it to"
+        in fetch(tmp_path, capsys, "dead")[2]
+    )
     assert fetch(tmp_path, capsys, "lveal")[2] == "lab.workloads: no data set 'lveal': did you mean 'leval'?"
     (tmp_path / "file").touch()
     assert fetch(tmp_path / "file", capsys)[0] == 2

@@ -29,8 +29,10 @@ def read(path: Path, kind: str, version: int) -> Any:
     if not whole:
         raise ValueError(f"{path} is damaged (its checksum is another): delete it to start afresh")
     if (found.get("kind"), found.get("version")) != (kind, version):
-        raise ValueError(f"{path} is a {found.get('kind')!r} of version {found.get('version')!r}; this Feather reads "
-                         f"{kind!r} of version {version}: train or learn it anew")
+        raise ValueError(
+            f"{path} is a {found.get('kind')!r} of version {found.get('version')!r}; this Feather reads "
+            f"{kind!r} of version {version}: train or learn it anew"
+        )
     return found["learned"]
 
 

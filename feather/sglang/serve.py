@@ -20,7 +20,7 @@ def options() -> dict:
     except json.JSONDecodeError as error:
         raise ValueError(f"{VARIABLE}={text!r} is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{VARIABLE}={text!r} must be a JSON object, e.g. '{{\"policy\": \"never_stop\"}}'")
+        raise ValueError(f'{VARIABLE}={text!r} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
     return found
 
 

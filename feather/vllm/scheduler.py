@@ -75,9 +75,7 @@ class FeatherScheduler(AsyncScheduler):
         self._steps.formed(output, queue.formed(), start)
         return output
 
-    def update_from_output(
-        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
-    ) -> dict[int, EngineCoreOutputs]:
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         ran = self._steps.ran(scheduler_output, outputs)
         if ran is not None and self._is_feather(self.waiting):

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from lab.artifact import plan
 from lab import machine
+from lab.artifact import plan
 
 USAGE = 2
 UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it

@@ -27,7 +27,10 @@ def gallery(out: Path, run: dict, claims: pd.DataFrame) -> str:
         if not figures and judged.empty:
             continue
         lines += [f"## {plan.title(name)}", "", f"`notebooks/{name}.ipynb`, {seconds // 60}:{seconds % 60:02d} min", ""]
-        lines += [f"* **{row.claim}**, the paper {row.paper}, here {recorded.number(row)}: **{row.verdict}**. {row.reason}" for row in judged.itertuples()]
+        lines += [
+            f"* **{row.claim}**, the paper {row.paper}, here {recorded.number(row)}: **{row.verdict}**. {row.reason}"
+            for row in judged.itertuples()
+        ]
         lines += [""] if len(judged) else []
         for figure in figures:
             lines += [f"![{figure['caption']}]({figure['name']}.png)", "", figure["caption"], ""]

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab.artifact.plan import Job
 from lab import machine
+from lab.artifact.plan import Job
 from lab.files import replace
 
 

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from lab.artifact.recorded import engine, told
 from lab import figures
+from lab.artifact.recorded import engine, told
 from lab.claims import CLAIMS
 from lab.studies.study import DPI
 
@@ -122,7 +122,7 @@ def sources(here: pd.DataFrame, kept: pd.DataFrame, run: dict) -> list[Source]:
     for number, (which, device, rows, backend) in enumerate(parts):
         modelled = backend == "sim"
         name = "modelled GPU, not measured" if modelled else f"{device}, measured"
-        rows = rows.astype({column: float for column in ("ours", "low", "high")})
+        rows = rows.astype(dict.fromkeys(("ours", "low", "high"), float))
         made.append(Source(f"{which}: {name}", rows, colours[number % 10], MARKERS[number % len(MARKERS)], modelled))
     return made
 

@@ -77,7 +77,8 @@ def publish_again(out: Path) -> str:
 def disagreements(folder: Path) -> list[str]:
     """A line for each claim of a kept run whose verdict is another in the second run."""
     first, second = (
-        pd.read_csv(folder / name, keep_default_na=False).groupby("claim", sort=False)["verdict"].agg(" and ".join) for name in ("claims.csv", AGAIN)
+        pd.read_csv(folder / name, keep_default_na=False).groupby("claim", sort=False)["verdict"].agg(" and ".join)
+        for name in ("claims.csv", AGAIN)
     )
     both = pd.DataFrame({"first": first, "second": second}).fillna("absent")
     return [f"{claim}: {row['first']}, then {row['second']}" for claim, row in both.iterrows() if row["first"] != row["second"]]
@@ -175,7 +176,9 @@ def fill(page: Path, tables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lab.artifact.publish", description="Keep a finished run as the reference for its device.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.artifact.publish", description="Keep a finished run as the reference for its device."
+    )
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "out", help="the run's folder (default: out)")
     parser.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
     options = parser.parse_args()

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from lab import machine
 from lab.artifact import overview, plan, recorded
 from lab.artifact.recorded import CLAIM_COLUMNS
-from lab import machine
-from lab.files import replace
 from lab.claims import CLAIMS
+from lab.files import replace
 from lab.studies.study import COLUMNS, DPI
 
 
@@ -112,7 +112,15 @@ def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.get_template("report.html.j2").render(
-        claims=claims, sections=sections, rows=rows, run=run, made=made, glance=glance, elsewhere=elsewhere, broken=broken, told=recorded.told
+        claims=claims,
+        sections=sections,
+        rows=rows,
+        run=run,
+        made=made,
+        glance=glance,
+        elsewhere=elsewhere,
+        broken=broken,
+        told=recorded.told,
     )
 
 

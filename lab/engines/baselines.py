@@ -11,7 +11,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 from vllm.v1.request import Request
 
-from lab.engines.radix import RadixNode, RadixTree
+from lab.radix import RadixNode, RadixTree
 
 SGLANG_LPM_CUT_OFF = 128  # SGLang 0.5.9, SchedulePolicy._determine_active_policy
 SGLANG_IN_BATCH = 32  # tokens; SGLang 0.5.9, IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD and ..._DEPRIORITIZE_THRESHOLD
@@ -107,6 +107,38 @@ class OracleQueue(OrderedQueue):
         return not (self._stop and running) or group_of(self.peek_request()) == group_of(running[0])
 
 
+class CachedPrompts:
+    """Prompts by their tokens, the least recently used leaves dropped above ``capacity`` tokens. Marks say when a node was last used."""
+
+    def __init__(self, capacity: float):
+        self.tree = RadixTree()
+        self._capacity = capacity
+        self._clock = 0
+
+    def match(self, tokens: list[int]) -> tuple[int, RadixNode]:
+        """Length of the longest cached prefix, and the node that ends there."""
+        path = self._use(self.tree.walk(tokens))
+        return sum(len(node.edge) for node in path), path[-1] if path else self.tree.root
+
+    def insert(self, tokens: list[int]) -> None:
+        self._use(self.tree.walk(tokens, grow=True))
+        if self.tree.size > self._capacity:
+            self._evict()
+
+    def _use(self, path: list[RadixNode]) -> list[RadixNode]:
+        self._clock += 1
+        for node in path:
+            node.mark = self._clock
+        return path
+
+    def _evict(self) -> None:
+        leaves = [node for node in self.tree.nodes() if not node.children]
+        for leaf in sorted(leaves, key=lambda node: node.mark):
+            if self.tree.size <= self._capacity:
+                return
+            self.tree.remove(leaf)
+
+
 class RadixQueue(OrderedQueue):
     """The queue policies of SGLang over a token-level radix tree of the prompts whose KV is cached.
 
@@ -134,16 +166,16 @@ class RadixQueue(OrderedQueue):
         self._policy = policy
         self._running = running
         self._cut_off = cut_off
-        self._tree = RadixTree(capacity)
+        self._cached = CachedPrompts(capacity)
         for tokens in cached:
-            self._tree.insert(tokens)
+            self._cached.insert(tokens)
         self._inserted: set[str] = set()
 
     def order(self, waiting: list[Request]) -> list[Request]:
         running = self._running()
         for request in running:
             if request.request_id not in self._inserted:
-                self._tree.insert(request.prompt_token_ids)
+                self._cached.insert(request.prompt_token_ids)
         self._inserted = {request.request_id for request in running}
         if self._policy == "lpm":
             if self._cut_off is not None and len(waiting) > self._cut_off:
@@ -152,11 +184,11 @@ class RadixQueue(OrderedQueue):
         return self._depth_first(waiting)
 
     def _longest_prefix_first(self, waiting: list[Request]) -> list[Request]:
-        among_waiting = RadixTree(capacity=1 << 62)
+        among_waiting = CachedPrompts(float("inf"))
         keys = {}
         for request in waiting:
             tokens = request.prompt_token_ids
-            cached, _ = self._tree.match(tokens)
+            cached, _ = self._cached.match(tokens)
             later = False
             if cached <= SGLANG_IN_BATCH:
                 later = among_waiting.match(tokens)[0] >= SGLANG_IN_BATCH
@@ -168,12 +200,12 @@ class RadixQueue(OrderedQueue):
     def _depth_first(self, waiting: list[Request]) -> list[Request]:
         ending: dict[RadixNode, list[Request]] = defaultdict(list)
         for request in waiting:
-            ending[self._tree.match(request.prompt_token_ids)[1]].append(request)
+            ending[self._cached.match(request.prompt_token_ids)[1]].append(request)
         weight: Counter[RadixNode] = Counter({node: len(requests) for node, requests in ending.items()})
-        for node in reversed(self._tree.nodes()):
+        for node in reversed(self._cached.tree.nodes()):
             weight[node.parent] += weight[node]
         ordered: list[Request] = []
-        stack: list[tuple[RadixNode, bool]] = [(self._tree.root, False)]
+        stack: list[tuple[RadixNode, bool]] = [(self._cached.tree.root, False)]
         while stack:
             node, children_done = stack.pop()
             if children_done:

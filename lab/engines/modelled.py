@@ -8,74 +8,24 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lab.engines.arms import ARMS, Arm
+from lab.engines.run import Run, like_neighbours
+from lab.engines.scheduling import Scheduling
+from lab.llm import MODELS, Model
 from lab.model.costs import SchedulingCosts
 from lab.model.hardware import DEVICES, MEMORY_SHARE, Device
-from lab.model.steptime import Batch, StepModel, StepTime
-from lab.engines.real import Run, like_neighbours
-from lab.llm import MODELS, Model
+from lab.model.steptime import StepModel, StepTime
 from lab.workloads import Prompt, Workload
 
 KERNELS = {"vllm": "cascade", "sglang": "paged"}
 """engine → the attention kernel of the paper's time: vLLM's cascade, up to early 2026; SGLang's (0.5.9) know no shared prefix"""
 
 
-class Scheduled(NamedTuple):
-    """What an engine's scheduler has put into a step."""
-
-    rows: int
-    """requests in it"""
-    admitted: int
-    """requests that start with this step"""
-    charged: str
-    """the kind of queue in the cost table that says what ordering the waiting requests has cost"""
-
-
-class Scheduling(Protocol):
-    """An engine's scheduling code as the loop below drives it, one step at a time.
-
-    ``steps`` holds what each step was given to do (``lab.engines.study_scheduler.Step``), ``version`` names the engine.
-    """
-
-    version: str
-    steps: list
-
-    @property
-    def unfinished(self) -> int:
-        """Requests, waiting or running."""
-
-    @property
-    def waiting(self) -> int: ...
-
-    def use(self, arm) -> None:
-        """Schedule by this arm from now on; ``steps`` begins anew. Raises RuntimeError while a request is unfinished, and
-        ValueError for an arm that the engine does not have."""
-
-    def forget(self, warmed: list[list[int]]) -> None:
-        """Empty the prefix cache; the next run fills it with ``warmed``."""
-
-    def add(self, id_: str, prompt: Prompt, arrival: float) -> None: ...
-
-    def schedule(self) -> Scheduled | None:
-        """The next step; None where there is nothing to run."""
-
-    def batch(self, free_prefill: bool) -> Batch:
-        """The step's rows for the step model. The same object again, a token longer, where the same rows decode on."""
-
-    @property
-    def row_ids(self) -> list[str]:
-        """The requests of that batch, in the order that the kernel has them."""
-
-    def deliver(self) -> tuple[list[str], int]:
-        """The step has run: a token for every request whose prefill is through. Returns those requests, and tokens found in the
-        prefix cache: each request's once, when it starts or when it is done."""
-
-
 @dataclass
-class SimRun(Run):
+class ModelledRun(Run):
     """A run on the modelled device: what a ``Run`` tells, and the memory traffic that no engine reports."""
 
     weight_bytes: np.ndarray = field(kw_only=True)
@@ -98,8 +48,8 @@ class SimRun(Run):
 
 
 @dataclass
-class SimEngine:
-    """The surface of ``lab.engines.real.Engine`` on a modelled device; made in under a second.
+class ModelledEngine:
+    """``Engine`` on a modelled device; made in under a second.
 
     Identical seeds give identical runs, unless ``scheduling`` is "measured".
 
@@ -168,6 +118,10 @@ class SimEngine:
         return self.scheduler.version
 
     @property
+    def warms_up(self) -> bool:
+        return self.scheduling == "measured"
+
+    @property
     def cascade(self) -> bool:
         return self.kernel == "cascade"
 
@@ -216,11 +170,9 @@ class SimEngine:
         with one request for each of them, whose time does not count, and, with or without ``anew``, with nothing else."""
         self._warm = prefixes
 
-    def run(self, workload: Workload, arm) -> SimRun:
-        """Run a workload to its end under an arm (``lab.engines.study_scheduler.ARMS``; inside SGLang, ``lab.engines.modelled_sglang.ARMS``),
+    def run(self, workload: Workload, arm: Arm) -> ModelledRun:
+        """Run a workload to its end under an arm (``arms.ARMS``; inside SGLang, ``arms.SGLANG_ARMS``),
         on a prefix cache that holds what ``warm`` was given, or nothing, as the workload wants it, and nothing of earlier runs."""
-        from lab.engines.study_scheduler import ARMS
-
         warmed = self._warm if workload.warm else []
         self.scheduler.forget(warmed)
         if warmed:
@@ -229,7 +181,7 @@ class SimEngine:
 
     # -- the clock and the loop ----------------------------------------------------------------------------------------
 
-    def _drive(self, workload: Workload, arm) -> SimRun:
+    def _drive(self, workload: Workload, arm: Arm) -> ModelledRun:
         self._check(workload)
         scheduler = self.scheduler
         scheduler.use(arm)
@@ -291,14 +243,16 @@ class SimEngine:
                 f"{self._shape.name} leaves on {self._device.name} holds {self.kv_tokens} tokens, and the model takes {self._shape.max_tokens}"
             )
 
-    def _told(self, workload: Workload, arm, sent: dict[int, float], produced: dict, log: list, cached: int, seconds: float) -> SimRun:
+    def _told(
+        self, workload: Workload, arm: Arm, sent: dict[int, float], produced: dict, log: list, cached: int, seconds: float
+    ) -> ModelledRun:
         for index, prompt in enumerate(workload.prompts):
             if (got := len(produced[f"{self._runs}-{index}"])) != prompt.decode_tokens:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
         steps = self.scheduler.steps
         times, queue, neighbours = zip(*log)
         first = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
-        return SimRun(
+        return ModelledRun(
             seconds=seconds,
             output_tokens=workload.decode_tokens,
             prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),

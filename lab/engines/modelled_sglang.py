@@ -5,7 +5,7 @@ run before and apart from decoding, what is evicted from the radix cache and who
 
 * the loop: every step's result is there before the next one is scheduled. SGLang, by default, schedules one step ahead, and
   there a finished request stays for one step more;
-* the sizes: KV cache and token budget are those that ``SimEngine`` gives vLLM, where SGLang sizes both by the GPU's memory
+* the sizes: KV cache and token budget are those that ``ModelledEngine`` gives vLLM, where SGLang sizes both by the GPU's memory
   (``chunked_prefill_size`` 4096 on 48 GB);
 * tensors on the CPU, so that the recorded cost of a step holds the writing of tables that a GPU would do beside it.
 """
@@ -18,31 +18,20 @@ from dataclasses import replace
 
 from feather.options import Options
 from feather.sglang import POLICY, VERSION
-from lab.engines.sglang_modelless import ModellessScheduler, Req, made_up, make_request
-from feather.sglang.policy import FeatherPolicy
-from feather.sglang.scheduler import SEAT
-from lab.engines.modelled import Scheduled
-from lab.model.steptime import Batch
+from lab.engines.arms import SGLANG_ARMS, Arm
+from lab.engines.run import Step
+from lab.engines.scheduling import Scheduled
+from lab.engines.sglang_modelless import SEAT, FeatherPolicy, ModellessScheduler, Req, made_up, make_request
 from lab.llm import Model
-from lab.engines.study_scheduler import ARMS as _ARMS
-from lab.engines.study_scheduler import Arm, Step
+from lab.model.steptime import Batch
 from lab.workloads import Prompt
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        *(arm for arm in _ARMS.values() if arm.kind in ("fcfs", "feather")),
-        Arm("LPM", "sglang", {"policy": "lpm"}),  # order of arrival while more than 128 requests wait
-        Arm("LPM, no cut-off", "sglang", {"policy": "lpm", "cut_off": False}),
-        Arm("DFS-weight", "sglang", {"policy": "dfs-weight"}),
-    )
-}
 _NOT_ASKED = "not asked"  # the kind of a step in which SGLang left its policy alone: the batch is full, or nobody waits
 
 
 class SglangScheduling:
-    """``lab.engines.modelled.Scheduling`` by SGLang, over a KV cache of so many tokens; ``block_size`` is what evictions are counted in; ``clock`` gives the seconds that Feather takes
-    for the time. Its own pages are of one token (SGLang's default)."""
+    """``lab.engines.scheduling.Scheduling`` by SGLang, over a KV cache of so many tokens; ``block_size`` is what evictions are counted
+    in; ``clock`` gives the seconds that Feather takes for the time. Its own pages are of one token (SGLang's default)."""
 
     version = f"sglang {VERSION}"
 
@@ -74,7 +63,7 @@ class SglangScheduling:
         if self._requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
         if arm.kind not in ("fcfs", "feather", "sglang"):
-            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang: {', '.join(ARMS)}")
+            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang: {', '.join(SGLANG_ARMS)}")
         self.real.change_policy(arm)
         self.steps: list[Step] = []
         self._groups.clear()

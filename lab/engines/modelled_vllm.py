@@ -17,13 +17,14 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from feather.options import Options
-from lab.engines.modelled import Scheduled
+from feather.vllm.queue import FeatherQueue
+from lab import machine
+from lab.engines.arms import Arm
+from lab.engines.scheduling import Scheduled
+from lab.engines.study_scheduler import StudyScheduler
+from lab.llm import Model
 from lab.model.rows import Rows, SharedBlocks
 from lab.model.steptime import Batch
-from lab import machine
-from lab.llm import Model
-from lab.engines.study_scheduler import StudyScheduler
-from feather.vllm.queue import FeatherQueue
 from lab.workloads import Prompt
 
 _REMEMBERED = 512  # prompts
@@ -31,7 +32,7 @@ _TOKEN = 7  # what every step samples
 
 
 class VllmScheduling:
-    """``lab.engines.modelled.Scheduling`` by vLLM: ``kv_blocks`` blocks of ``block_size`` tokens; ``clock`` gives the seconds that
+    """``lab.engines.scheduling.Scheduling`` by vLLM: ``kv_blocks`` blocks of ``block_size`` tokens; ``clock`` gives the seconds that
     Feather takes for the time."""
 
     def __init__(
@@ -74,7 +75,7 @@ class VllmScheduling:
     def row_ids(self) -> list[str]:
         return self._rows.ids
 
-    def use(self, arm) -> None:
+    def use(self, arm: Arm) -> None:
         if arm.kind == "sglang":
             raise ValueError(f"{arm.name!r} is a policy of SGLang's: it needs engine='sglang'")
         self.real.use(arm)
@@ -129,8 +130,8 @@ class VllmScheduling:
         return [id_ for id_, sampled in zip(ids, through) if sampled], cached
 
 
-def kind_of(arm) -> str:
-    """The row of the cost table that an arm (``lab.engines.study_scheduler.Arm``) is charged by."""
+def kind_of(arm: Arm) -> str:
+    """The row of the cost table that an arm (``lab.engines.arms.Arm``) is charged by."""
     return f"{arm.kind} {arm.options['policy']}" if arm.kind == "radix" else arm.kind
 
 

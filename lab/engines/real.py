@@ -10,82 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from lab import machine
+from lab.engines.arms import ARMS, Arm
+from lab.engines.run import Run, like_neighbours
 from lab.llm import MODELS
 from lab.workloads import Prompt, Workload
 
 
 @dataclass
-class Run:
-    """What happened in one run of a workload. Times in seconds; one entry per engine step, or per request."""
-
-    seconds: float
-    output_tokens: int
-    prompt_tokens: int
-    cached_tokens: int
-    step_seconds: np.ndarray
-    decode_rows: np.ndarray
-    prefill_tokens: np.ndarray
-    groups: np.ndarray
-    """distinct prefix groups in the step"""
-    neighbours: np.ndarray
-    """share of adjacent rows in the model runner's batch, as the kernel sees it, that are of one group"""
-    queue_seconds: np.ndarray
-    """time inside the waiting queue: arrivals, ordering, decisions"""
-    first_token: np.ndarray
-    """per request: from arrival to its first token"""
-    between_tokens: np.ndarray
-    """every gap between two tokens of one request"""
-    cascade: np.ndarray
-    """per step: the cascade kernel ran"""
-    preemptions: int = 0
-    evictions: int = 0
-    """of cached blocks"""
-    stopped_steps: int = 0
-    """that left requests waiting although more could have run"""
-
-    def metrics(self) -> dict[str, tuple[float, str]]:
-        """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
-        decode = self.prefill_tokens == 0
-        found = {
-            "throughput": (self.output_tokens / self.seconds, "tok/s"),
-            "wall time": (self.seconds, "s"),
-            "queue time per step": (self.queue_seconds.mean() * 1e3, "ms"),
-            "queue share": (self.queue_seconds.sum() / self.step_seconds.sum(), "share of engine step time"),
-            "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
-            "preemptions": (self.preemptions, "requests"),
-            "evictions": (self.evictions, "cached blocks"),
-            "stopped": (self.stopped_steps / len(self.step_seconds), "share of steps"),
-            "cascade steps": (self.cascade.mean(), "share of steps"),
-            "time to first token, median": (np.median(self.first_token), "s"),
-            "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
-        }
-        if len(self.between_tokens):
-            found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")
-            found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
-        if decode.any():
-            found["decode throughput"] = (self.decode_rows[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
-            found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
-            found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
-            found["groups per batch"] = (self.groups[decode].mean(), "groups")
-            found["like neighbours"] = (np.nanmean(self.neighbours[decode]), "share of adjacent rows")
-        return {name: (float(value), unit) for name, (value, unit) in found.items()}
-
-
-def joined(runs: list[Run]) -> Run:
-    """Runs one after the other as if they were one."""
-    kind, fields = type(runs[0]), {}
-    for name in kind.__dataclass_fields__:
-        values = [getattr(run, name) for run in runs]
-        fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-    return kind(**fields)
-
-
-@dataclass
-class Engine:
+class RealEngine:
     """vLLM with random weights and the studies' scheduler; starts in 10 to 25 s, so make one and reuse it.
-
-    ``Engine("sim", …)`` gives the modelled device instead (``lab.engines.modelled.SimEngine``, which has the same surface),
-    with options of its own, so that a study is written once for all backends.
 
     Raises ValueError where the backend cannot run here, MemoryError where the KV cache does not fit.
     """
@@ -106,19 +39,17 @@ class Engine:
     cascade: bool = False
     """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
     seed: int = 0
+    warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
 
-    def __new__(cls, backend: str = "auto", *arguments, **options):
-        if backend != "sim":
-            return super().__new__(cls)
-        from lab.engines.modelled import SimEngine
+    @property
+    def device_name(self) -> str:
+        return machine.device(self.backend)
 
-        for of_the_real_one in ("kv_gib", "kv_tokens"):  # as on a GPU: what the weights leave
-            options.pop(of_the_real_one, None)
-        if "cascade" in options:
-            options["kernel"] = "cascade" if options.pop("cascade") else "paged"
-        return SimEngine(*arguments, **options)
+    @property
+    def engine_version(self) -> str:
+        return machine.engine_version()
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
@@ -150,7 +81,9 @@ class Engine:
         if self.kv_tokens is not None:
             least = shape.max_tokens + self.block_size  # vLLM keeps a block for itself
             if self.kv_tokens < least:
-                raise ValueError(f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens")
+                raise ValueError(
+                    f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens"
+                )
             options["num_gpu_blocks_override"] = self.kv_tokens // self.block_size
         with tempfile.TemporaryDirectory() as folder:
             self.llm = LLM(
@@ -190,14 +123,14 @@ class Engine:
         """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
         share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""
         if on and self.backend != "gpu":
-            raise ValueError("cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')")
+            raise ValueError(
+                "cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')"
+            )
         self._runner.cascade_attn_enabled = self.cascade = on
 
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
         nothing of earlier runs."""
-        from lab.engines.study_scheduler import ARMS
-
         if anew:
             self.llm.reset_prefix_cache()
         self._warm = prefixes
@@ -205,8 +138,8 @@ class Engine:
         self._drive(Workload(prompts), ARMS["FCFS"])
         self.scheduler.warmed = prefixes
 
-    def run(self, workload: Workload, arm) -> Run:
-        """Run a workload to its end under an arm (``scheduler.ARMS``), on a prefix cache as the workload wants it. Raises
+    def run(self, workload: Workload, arm: Arm) -> Run:
+        """Run a workload to its end under an arm (``arms.ARMS``), on a prefix cache as the workload wants it. Raises
         RuntimeError unless every request finishes once with exactly its tokens."""
         if not workload.warm:
             self.llm.reset_prefix_cache()
@@ -215,7 +148,7 @@ class Engine:
             self.warm(self._warm)
         return self._drive(workload, arm)
 
-    def _drive(self, workload: Workload, arm) -> Run:
+    def _drive(self, workload: Workload, arm: Arm) -> Run:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -265,8 +198,10 @@ class Engine:
         for index, prompt in enumerate(workload.prompts):
             got = len(produced[f"{self._runs}-{index}"])
             if got != prompt.decode_tokens or finished != len(workload.prompts):
-                raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
-                                   f"{finished} of {len(workload.prompts)} requests finished")
+                raise RuntimeError(
+                    f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
+                    f"{finished} of {len(workload.prompts)} requests finished"
+                )
         steps = self.scheduler.steps
         return Run(
             seconds=seconds,
@@ -286,11 +221,3 @@ class Engine:
             evictions=sum(step.evicted for step in steps),
             stopped_steps=sum(step.stopped for step in steps),
         )
-
-
-def like_neighbours(rows: list[str], groups: dict[str, int]) -> float:
-    """Share of adjacent rows that are of one prefix group."""
-    order = [groups[id_] for id_ in rows if id_ in groups]
-    if len(order) < 2:
-        return float("nan")
-    return sum(one == other for one, other in zip(order, order[1:])) / (len(order) - 1)

@@ -4,69 +4,16 @@ One engine serves all arms of a comparison, so they share its weights, its KV ca
 """
 
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue
 
 from feather.options import Options
-from lab.engines.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
 from feather.vllm.queue import FeatherQueue
 from feather.vllm.scheduler import FeatherScheduler
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to schedule: a kind of waiting queue and its options."""
-
-    name: str
-    kind: str
-    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy of SGLang's over a radix tree, inside vLLM), "block table",
-    "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-TRAINED = Path(__file__).parents[2] / "data" / "policies" / "rtx-6000-ada-cascade.json"
-
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("FCFS", "fcfs"),
-        Arm("Feather", "feather"),
-        # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
-        Arm("Feather (threshold)", "feather", {"policy": "threshold", "guard": False, "chunk_size": 64}),
-        Arm("Feather (never stop)", "feather", {"policy": "never_stop"}),
-        Arm("Feather (bandit alone)", "feather", {"policy": "bandit", "guard": False}),
-        Arm("Feather (SB3)", "feather", {"policy": "network", "network": str(TRAINED)}),
-        Arm("oracle (stop)", "oracle", {"stop": True}),
-        Arm("oracle (order)", "oracle", {"stop": False}),
-        Arm("LPM", "radix", {"policy": "lpm"}),
-        Arm("DFS-weight", "radix", {"policy": "dfs-weight"}),
-        Arm("block table", "block table"),
-    )
-}
-# Trained on a modelled GPU, the network is for studies of that one.
-MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
-
-
-@dataclass
-class Step:
-    """What one engine step was given to do."""
-
-    groups: dict[str, int]
-    """request id → prefix group, of every request in the step"""
-    decode_rows: int
-    prefill_tokens: int
-    queue_seconds: float
-    """time spent inside the waiting queue since the step before: arrivals, ordering, decisions"""
-    preempted: int = 0
-    """running requests sent back to wait for want of KV cache"""
-    evicted: int = 0
-    """blocks whose cached content was given up for new content"""
-    stopped: bool = False
-    """requests were left waiting although more could have run"""
+from lab.engines.arms import ARMS, Arm
+from lab.engines.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
+from lab.engines.run import Step
 
 
 def _clocked(name: str):

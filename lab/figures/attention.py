@@ -5,8 +5,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from lab.studies.bandwidth import Fit
 from lab.figures.charts import of_metric
+from lab.studies.bandwidth import Fit
 
 ORDERS = ("grouped", "shuffled", "round-robin")
 

@@ -11,8 +11,19 @@ import seaborn as sns
 from lab.stats import ratio
 
 # Every policy keeps its colour and marker in all figures.
-POLICIES = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (order)", "oracle (stop)", "LPM", "DFS-weight", "block table",
-            "Feather (threshold, patient)", "LPM, no cut-off")
+POLICIES = (
+    "FCFS",
+    "Feather",
+    "Feather (never stop)",
+    "Feather (threshold)",
+    "oracle (order)",
+    "oracle (stop)",
+    "LPM",
+    "DFS-weight",
+    "block table",
+    "Feather (threshold, patient)",
+    "LPM, no cut-off",
+)
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
@@ -47,7 +58,17 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[table["metric"] == metric]
 
 
-def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str, xlabel: str, ylabel: str, order: Sequence | None = None, **options):
+def lines(
+    table: pd.DataFrame,
+    metric: str,
+    x: str,
+    hue: str | None,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    order: Sequence | None = None,
+    **options,
+):
     """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories. Of policies that
     coincide all can be seen: the later one's line is the narrower. ``order``: the values of another ``hue``, where they are not to
     be sorted."""
@@ -60,7 +81,15 @@ def lines(table: pd.DataFrame, metric: str, x: str, hue: str | None, title: str,
         names = in_order(data["policy"])
         widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
         palette = {name: colours().get(name, "0.4") for name in names}
-        options = {"hue_order": names, "style_order": names, "palette": palette, "size": "policy", "size_order": names, "sizes": widths, **options}
+        options = {
+            "hue_order": names,
+            "style_order": names,
+            "palette": palette,
+            "size": "policy",
+            "size_order": names,
+            "sizes": widths,
+            **options,
+        }
     else:
         names = [f"{hue}: {_tick(value)}" for value in order or sorted(data[hue].unique())]
         data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})

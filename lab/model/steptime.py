@@ -89,7 +89,9 @@ class Batch:
         self.members = np.arange(self.rows) if members is None else np.asarray(members, np.int64)
         self.new = None if new is None else np.asarray(new, np.int64)
         if len(self.members) != self.rows or (self.new is not None and len(self.new) != self.rows):
-            raise ValueError(f"{self.rows} contexts, {len(self.members)} members, {self.rows if new is None else len(new)} new: must be equally many")
+            raise ValueError(
+                f"{self.rows} contexts, {len(self.members)} members, {self.rows if new is None else len(new)} new: must be equally many"
+            )
         keys = {key: place for place, key in enumerate(dict.fromkeys(key for path in paths for key, _ in path))}
         self.stretches = np.zeros(len(keys))  # tokens of each
         self.on_path = np.zeros((len(paths), len(keys)), bool)
@@ -101,7 +103,9 @@ class Batch:
         private = self.contexts - self.path_tokens[self.members] if self.rows else self.contexts
         if self.rows and private.min() < 0:
             row = int(private.argmin())
-            raise ValueError(f"row {row} has a context of {self.contexts[row]} tokens on a path of {self.path_tokens[self.members[row]]:.0f}")
+            raise ValueError(
+                f"row {row} has a context of {self.contexts[row]} tokens on a path of {self.path_tokens[self.members[row]]:.0f}"
+            )
         # May be set to more after further decoding, which costs next to nothing: the locality is worked out anew only once
         # it has grown by a twentieth.
         self.private_tokens = float(private.sum())
@@ -202,7 +206,7 @@ class StepModel:
             dram += self._from_dram(batch, alone, private)
             computed += self._through(batch, per_row) @ alone
         weights = batch.contexts - batch.path_tokens[batch.members]
-        own_passes, own_queries = (np.average((passes, per_row), axis=1, weights=weights) if weights.any() else (1.0, self._queries_per_kv))
+        own_passes, own_queries = np.average((passes, per_row), axis=1, weights=weights) if weights.any() else (1.0, self._queries_per_kv)
         return Sweep(float(cache), float(dram), float(own_passes), float(computed), float(own_queries),
                      self.kernel == "cascade" and bool(packed.any()))  # fmt: skip
 

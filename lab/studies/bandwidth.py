@@ -94,10 +94,10 @@ def fit(table: pd.DataFrame) -> Fit:
 
 
 def calibrate(device: Device, found: Fit) -> Device:
-    """A modelled device with what was measured on the real one in place of its constants, for ``SimEngine(device=…)``:
+    """A modelled device with what was measured on the real one in place of its constants, for ``ModelledEngine(device=…)``:
     bandwidths and the rows that are swept together. A bandwidth that the fit could not find stays as it was."""
     rates = {"memory_rate": found.memory_gb_s * 1e9, "cache_rate": found.cache_gb_s * 1e9}
-    told = {name: "fitted to benchmarks.decode_attention on this device" for name in (*rates, "concurrent_rows")}
+    told = dict.fromkeys((*rates, "concurrent_rows"), "fitted to benchmarks.decode_attention on this device")
     rates = {name: rate for name, rate in rates.items() if isfinite(rate)}
     return replace(device, concurrent_rows=found.in_flight, sources={**device.sources, **told}, **rates)
 

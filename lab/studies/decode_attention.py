@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from lab import machine
 from lab.kernels.batch import HEADS, Batch, divergent, even
 from lab.kernels.pool import Pool
-from lab import machine
 from lab.studies.study import Condition, frame
 
 STUDY = "10_decode_attention"
@@ -198,8 +198,6 @@ def batch_of(row) -> Batch:
     make, part = (even, row["groups"]) if second is None or second != second else (divergent, second)
     order = "grouped" if row["order"] == "any" else row["order"]
     return make(int(row["requests"]), int(part), order, int(row["prefix tokens"]), int(row["own tokens"]))
-
-
 
 
 def recorded() -> pd.DataFrame:

@@ -119,7 +119,9 @@ def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False,
     prompts = [prompt.tokens for prompt in grouped(prefixes, even_sizes(count, GROUPS), seed=0).prompts]
     blocks = [block_hashes(prompt) for prompt in prompts]
     peers = not missing()
-    arms = {"SGLang LPM": PeerSteps(prompts, waiting, "lpm"), "SGLang DFS-weight": PeerSteps(prompts, waiting, "dfs-weight")} if peers else {}
+    arms = (
+        {"SGLang LPM": PeerSteps(prompts, waiting, "lpm"), "SGLang DFS-weight": PeerSteps(prompts, waiting, "dfs-weight")} if peers else {}
+    )
     arms |= {
         "Feather, from tokens": FeatherSteps([lambda p=prompt: hash_tokens(p, CHUNK) for prompt in prompts], waiting),
         "Feather, from block hashes": FeatherSteps([lambda b=hashes: hash_blocks(b, BLOCK, CHUNK) for hashes in blocks], waiting),
@@ -144,4 +146,6 @@ def sweep(prompt_tokens: Sequence[int], waiting: Sequence[int], steps: int) -> p
     """``measure``, with all that Feather does inside SGLang, over prompt lengths at the longest queue, and over queue lengths at 10 000 tokens (or the longest)."""
     length = 10_000 if 10_000 in prompt_tokens else max(prompt_tokens)
     points = [(tokens, max(waiting)) for tokens in prompt_tokens] + [(length, queue) for queue in waiting if queue != max(waiting)]
-    return pd.concat([measure(*point, steps, adapter=True) for point in tqdm(points, desc="prefix detection", unit="point")], ignore_index=True)
+    return pd.concat(
+        [measure(*point, steps, adapter=True) for point in tqdm(points, desc="prefix detection", unit="point")], ignore_index=True
+    )

@@ -6,8 +6,8 @@ from itertools import count
 from pathlib import Path
 
 from feather.options import Options
-from lab.engines.real import Engine
-from lab.engines.study_scheduler import ARMS, MAIN_ARMS, Arm
+from lab.engines import Engine
+from lab.engines.arms import ARMS, MAIN_ARMS, Arm
 from lab.studies.study import Condition
 from lab.workloads import Workload, even_sizes, grouped, unshared
 

@@ -14,13 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from feather.policies import Bandit, Guard, NeverStop, Policy, StrictStop
-from lab.train.env import World, make_world
 from feather.options import Options
+from feather.policies import Bandit, Guard, NeverStop, Policy, StrictStop
+from lab import figures, machine
 from lab.model.formation import PATIENT, Formation, Traffic
 from lab.model.hardware import DEVICES
 from lab.model.steptime import KERNELS
-from lab import figures, machine
+from lab.train.env import World, make_world
 
 ROUNDS = 4  # full batches that a run is long
 CLIENTS = 2  # in closed loop, for each row of the batch
@@ -120,17 +120,16 @@ def does_not_fit(setting: Setting) -> str:
 
 def against_vllm(setting: Setting, seed: int = 1) -> pd.DataFrame:
     """The same setting under vLLM's own scheduler and KV cache on the modelled device: tok/s of both, and each over its FCFS."""
-    from lab.engines.modelled import SimEngine
-    from lab.engines.study_scheduler import ARMS, Arm
-    from lab.studies.stopping import APART
+    from lab.engines.arms import ARMS, Arm
+    from lab.engines.modelled import ModelledEngine
     from lab.workloads import even_sizes, grouped, make_prefix_tree, make_prefixes
 
     shared = setting.traffic.root_tokens
     own = setting.prefix_tokens - shared
     prefixes = make_prefix_tree([1, setting.groups], [shared, own]) if shared else make_prefixes(setting.groups, own)
     workload = grouped(prefixes, even_sizes(setting.traffic.requests, setting.groups), seed, decode_tokens=setting.decode_tokens)
-    engine = SimEngine(max_batch=setting.batch, device=setting.device, kernel=setting.kernel)
-    arms = {**ARMS, "Feather (strict stop)": APART[-1]}
+    engine = ModelledEngine(max_batch=setting.batch, device=setting.device, kernel=setting.kernel)
+    arms = ARMS
     engine.warm(prefixes)
     found = {}
     for name, course in courses(setting, seed).items():
@@ -205,9 +204,13 @@ def _tree(axes, running: np.ndarray, waiting: np.ndarray, palette, common: bool,
     middle, joint = (groups - 1) / 2, 1.0 if common else 0.0
     ring = (2.0, float(rows[runs][0])) if runs.sum() == 1 else (joint, middle)
     edges = [[(joint, middle), (2.0, row)] for row in rows]
-    axes.add_collection(LineCollection(edges, colors=["0.35" if run else "0.8" for run in runs], linewidths=np.where(runs, 2.5, 1.0), zorder=0))
+    axes.add_collection(
+        LineCollection(edges, colors=["0.35" if run else "0.8" for run in runs], linewidths=np.where(runs, 2.5, 1.0), zorder=0)
+    )
     axes.plot([0, joint], [middle, middle], "o-", color="0.35", lw=2.5, ms=8)
-    axes.scatter(np.full(groups, 2.0), rows, 60, [colour if run else "white" for colour, run in zip(palette, runs)], edgecolors=palette, zorder=2)
+    axes.scatter(
+        np.full(groups, 2.0), rows, 60, [colour if run else "white" for colour, run in zip(palette, runs)], edgecolors=palette, zorder=2
+    )
     if runs.any():
         axes.plot(*ring, "o", ms=15, mfc="none", mec="C1", mew=2.5)
     height, scale = 0.36, 2.7 / max(most, 1)
@@ -241,8 +244,12 @@ def panel(start: Setting):
     low, high = start.decode_tokens
     controls = {
         "groups": widgets.IntSlider(value=start.groups, min=1, max=max(16, start.groups), description="prefix groups", **wide),
-        "prefix_tokens": widgets.IntSlider(value=start.prefix_tokens, min=1000, max=max(16_000, start.prefix_tokens), step=500, description="prefix, tokens", **wide),
-        "common": widgets.FloatSlider(value=start.common, min=0, max=0.9, step=0.1, description="of it common to all", readout_format=".0%", **wide),
+        "prefix_tokens": widgets.IntSlider(
+            value=start.prefix_tokens, min=1000, max=max(16_000, start.prefix_tokens), step=500, description="prefix, tokens", **wide
+        ),
+        "common": widgets.FloatSlider(
+            value=start.common, min=0, max=0.9, step=0.1, description="of it common to all", readout_format=".0%", **wide
+        ),
         "batch": widgets.IntSlider(value=start.batch, min=8, max=max(256, start.batch), step=8, description="batch, requests", **wide),
         "decode_tokens": widgets.IntRangeSlider(value=(low, high), min=1, max=max(256, high), description="decode, tokens", **wide),
         "kernel": widgets.Dropdown(options=KERNELS, value=start.kernel, description="attention kernel", **wide),

@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 from tqdm import tqdm
 
-from lab.engines.modelled import SimEngine
+from lab.engines.arms import ARMS, MAIN
+from lab.engines.modelled import ModelledEngine
+from lab.engines.run import Run
 from lab.model.hardware import RTX_6000_ADA
-from lab.engines.real import Run
-from lab.studies.scale import MAIN
-from lab.engines.study_scheduler import ARMS
 from lab.stats import ratio
 from lab.studies.study import Study, check_repeats
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
@@ -35,7 +34,7 @@ WORLDS = {
 BASES = {"M1": "one divergent", "E1": "FCFS", "E3": "FCFS", "E6": "FCFS"}
 
 
-def world(mechanisms: tuple[str, ...], model: str, max_batch: int) -> SimEngine:
+def world(mechanisms: tuple[str, ...], model: str, max_batch: int) -> ModelledEngine:
     """An engine in which only these mechanisms are at work. Without locality every row reads its context from DRAM; without
     memory the KV cache is ten times the device's memory; without prefill a prompt costs one token."""
     unknown = set(mechanisms) - set(MECHANISMS)
@@ -46,7 +45,7 @@ def world(mechanisms: tuple[str, ...], model: str, max_batch: int) -> SimEngine:
         chosen = replace(chosen, cache_bytes=0.0, concurrent_rows=1)
     if "memory" not in mechanisms:
         chosen = replace(chosen, memory_bytes=10 * chosen.memory_bytes)
-    return SimEngine(model, max_batch, device=chosen, kernel="cascade" if "cascade" in mechanisms else "paged",
+    return ModelledEngine(model, max_batch, device=chosen, kernel="cascade" if "cascade" in mechanisms else "paged",
                      free_prefill="prefill" not in mechanisms)  # fmt: skip
 
 
@@ -64,7 +63,7 @@ class Comparison:
     batch: int
     decode_tokens: int
 
-    def run(self, engine: SimEngine, seed: int) -> dict[str, Run]:
+    def run(self, engine: ModelledEngine, seed: int) -> dict[str, Run]:
         """The runs, the slow one first; for M1 the decode throughput of one batch counts, otherwise that of the whole
         workload."""
         prefixes = make_prefixes(self.groups, self.prefix_tokens)
@@ -141,6 +140,10 @@ def finding(ratios: pd.DataFrame, compared: list[Comparison]) -> str:
         first = max(alone, key=alone.get)
         lines.append(
             f"* **{one.claim}** ({one.text}; the paper: {one.paper:g}×): {whole:.2f}× with everything, **{left:.2f}× without cascade**. "
-            + (f"Most of what one mechanism gives alone: {first}, {alone[first]:.2f}×." if alone[first] > 1.05 else "No mechanism alone gives more than 5 %.")
+            + (
+                f"Most of what one mechanism gives alone: {first}, {alone[first]:.2f}×."
+                if alone[first] > 1.05
+                else "No mechanism alone gives more than 5 %."
+            )
         )
     return "\n".join(lines)

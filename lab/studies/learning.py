@@ -10,11 +10,11 @@ import seaborn as sns
 from matplotlib.colors import ListedColormap
 from tqdm import tqdm
 
-from feather.policies import Bandit, BatchState, Guard, Network, NeverStop, Policy, StrictStop, Threshold
-from lab.train.env import World, draw_traffic
 from feather.options import Options
+from feather.policies import Bandit, BatchState, Guard, Network, NeverStop, Policy, StrictStop, Threshold
 from lab.model.formation import Formation, Traffic
 from lab.stats import Ratio, median_of, ratio
+from lab.train.env import World, draw_traffic
 
 CHUNK = Options.chunk_size
 WINDOW = 10.0  # seconds
@@ -142,7 +142,9 @@ def curves_figure(panels: Mapping[str, pd.DataFrame]):
     figure, places = plt.subplots(1, len(panels), figsize=(5.4 * len(panels) + 1.6, 4.2), squeeze=False, layout="constrained")
     for axes, (title, curves) in zip(places[0], panels.items()):
         last = axes is places[0][-1]
-        sns.lineplot(curves, x="second", y="throughput", hue="policy", style="policy", estimator="median", errorbar=("pi", 100), ax=axes, legend=last)
+        sns.lineplot(
+            curves, x="second", y="throughput", hue="policy", style="policy", estimator="median", errorbar=("pi", 100), ax=axes, legend=last
+        )
         axes.set(title=title, xlabel="virtual seconds", ylabel="decode throughput, tok/s")
         axes.set_ylim(bottom=0)
     sns.move_legend(places[0][-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)

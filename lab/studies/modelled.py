@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from lab.engines.modelled import SimEngine
-from lab.studies.scale import PATIENT, Setting
-from lab.engines.study_scheduler import ARMS, Arm
+from lab.engines.arms import ARMS, Arm
+from lab.engines.modelled import ModelledEngine
+from lab.studies.scale import Setting
 
+_PATIENT = ARMS["Feather (threshold, patient)"]
 _PAPER = "arXiv 2605.06046, vLLM 0.14.0"
 _REPLICATION = "independent replication on the same card"
 
@@ -39,9 +40,9 @@ def published(requests: int = 1000) -> list[Published]:
         Published("one prefix over two (M1)", 2, "×", f"{_PAPER} (cascade)", (one, ARMS["FCFS"]), (two, ARMS["FCFS"]), "decode throughput"),
         Published("one prefix over two (M1)", 1.06, "×", f"{_REPLICATION}, vLLM 0.22.1 (no cascade)", (_paged(one), ARMS["FCFS"]),
                   (_paged(two), ARMS["FCFS"]), "decode throughput"),
-        Published("Feather over FCFS, 5 groups of 5K (E1)", 4, "×", f"{_PAPER} (cascade)", (e1, PATIENT), (e1, ARMS["FCFS"])),
-        Published("Feather, 5 groups of 5K (E4)", 3800, "tok/s", f"{_PAPER} (cascade)", (e1, PATIENT)),
-        Published("Feather over FCFS, LongChat-13B (E6)", 22, "×", f"{_PAPER} (cascade)", (_longchat(requests), PATIENT),
+        Published("Feather over FCFS, 5 groups of 5K (E1)", 4, "×", f"{_PAPER} (cascade)", (e1, _PATIENT), (e1, ARMS["FCFS"])),
+        Published("Feather, 5 groups of 5K (E4)", 3800, "tok/s", f"{_PAPER} (cascade)", (e1, _PATIENT)),
+        Published("Feather over FCFS, LongChat-13B (E6)", 22, "×", f"{_PAPER} (cascade)", (_longchat(requests), _PATIENT),
                   (_longchat(requests), ARMS["FCFS"])),
     ]  # fmt: skip
 
@@ -52,7 +53,7 @@ def residuals(numbers: list[Published], seed: int = 1) -> pd.DataFrame:
 
     def modelled(setting: Setting, arm: Arm, metric: str) -> float:
         if (key := (setting, arm.name)) not in known:
-            engine = SimEngine(setting.model, setting.batch, device=setting.device, kernel=setting.kernel)
+            engine = ModelledEngine(setting.model, setting.batch, device=setting.device, kernel=setting.kernel)
             prefixes = setting.prefixes()
             engine.warm(prefixes)
             known[key] = engine.run(setting.workload(prefixes, seed), arm).metrics()

@@ -2,8 +2,9 @@
 
 import random
 
-from lab.engines.real import Engine, joined
-from lab.engines.study_scheduler import ARMS
+from lab.engines import Engine
+from lab.engines.arms import ARMS
+from lab.engines.run import joined
 from lab.studies.study import Condition
 from lab.workloads import Workload, even_sizes, grouped
 
@@ -19,7 +20,13 @@ def divergence(engine: Engine, prefixes: list, batch: int, divergent: list[int],
             sizes = [batch - second, second]
             return engine.run(grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, shuffled=rows == "shuffled"), _FCFS)
 
-        parameters = {"divergent": second, "rows": rows, "requests": batch, "prefix tokens": len(prefixes[0]), "decode tokens": decode_tokens}
+        parameters = {
+            "divergent": second,
+            "rows": rows,
+            "requests": batch,
+            "prefix tokens": len(prefixes[0]),
+            "decode tokens": decode_tokens,
+        }
         return Condition(_FCFS.name, parameters, run)
 
     mixed = [condition(second, rows) for second in divergent if second for rows in ("shuffled", "side by side")]

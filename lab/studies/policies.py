@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from tqdm import tqdm
 
-from lab.engines.study_scheduler import ARMS, Arm
+from lab.engines.arms import ARMS, Arm
 from lab.stats import Ratio, ratio
 from lab.studies.stopping import CLIENTS
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes, unshared

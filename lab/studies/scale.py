@@ -4,20 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
-from lab.engines.modelled import SimEngine
-from lab.engines.real import Engine
-from lab.engines.study_scheduler import ARMS, Arm
+from lab.engines import Engine
+from lab.engines.arms import ARMS, Arm
+from lab.engines.modelled import ModelledEngine
 from lab.studies.study import Condition
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
-
-# The threshold rule without the limit on how long a request may be passed over, which the paper's system does not have.
-PATIENT = Arm("Feather (threshold, patient)", "feather", {**ARMS["Feather (threshold)"].options, "max_wait": float("inf")})
-AT_SCALE = (ARMS["FCFS"], ARMS["Feather (never stop)"], ARMS["Feather (threshold)"], PATIENT, ARMS["oracle (stop)"])
-# The same without its floor, below which a batch takes whatever comes.
-FLOORLESS = Arm("Feather (threshold, patient, no floor)", "feather", {**PATIENT.options, "min_batch": 1})
-# The paper's agent without guard and that limit.
-BANDIT = Arm("Feather (bandit alone, patient)", "feather", {**ARMS["Feather (bandit alone)"].options, "max_wait": float("inf")})
-MAIN = (ARMS["FCFS"], ARMS["Feather (never stop)"], PATIENT)
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,9 @@ class Setting:
 
     def workload(self, prefixes: list[list[int]], seed: int) -> Workload:
         own = self.prefix_tokens - int(self.prefix_tokens * self.shared)
-        workload = grouped(prefixes, even_sizes(self.requests, len(prefixes)), seed, 20 + own, self.decode_tokens, self.requests_per_s or None)
+        workload = grouped(
+            prefixes, even_sizes(self.requests, len(prefixes)), seed, 20 + own, self.decode_tokens, self.requests_per_s or None
+        )
         if not self.backlog:
             return workload
         start = workload.prompts[self.backlog - 1].arrival
@@ -87,7 +80,9 @@ def check_axes(shortest: int, **axes: Sequence) -> None:
             raise ValueError(f"{name}={list(values)} must be {'two values or more' if shortest > 1 else 'values'} in ascending order")
 
 
-def sweep(figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), engine: Engine | None = None, **fixed) -> list[Condition]:
+def sweep(
+    figure: str, vary: str, values: Sequence, arms: Sequence[Arm] = (ARMS["FCFS"],), engine: Engine | None = None, **fixed
+) -> list[Condition]:
     """A condition of ``figure`` for every value of the ``Setting`` field ``vary`` under every arm, the other fields as
     ``fixed``. They run on ``engine``, whatever model, device and kernel that has, or on the modelled one that the setting names.
 
@@ -115,5 +110,5 @@ def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) ->
 
 
 @cache
-def _engine(model: str, batch: int, device: str, kernel: str, inside: str) -> SimEngine:
-    return SimEngine(model, batch, device=device, kernel=kernel, engine=inside)
+def _engine(model: str, batch: int, device: str, kernel: str, inside: str) -> ModelledEngine:
+    return ModelledEngine(model, batch, device=device, kernel=kernel, engine=inside)

@@ -66,7 +66,10 @@ def over_batches(table: pd.DataFrame, mixed: int) -> Shape:
     """M5: decode throughput saturates before the largest batch; that of one prefix later and higher than that of ``mixed``."""
     reached = {count: _medians(table[table["groups"] == count], "decode throughput", "batch") for count in (1, mixed)}
     before, largest = reached[1].index[-2:]
-    gain = {count: compare(table, "decode throughput", of={"groups": count, "batch": largest}, to={"groups": count, "batch": before}) for count in (1, mixed)}
+    gain = {
+        count: compare(table, "decode throughput", of={"groups": count, "batch": largest}, to={"groups": count, "batch": before})
+        for count in (1, mixed)
+    }
     saturated = {count: (curve >= 0.95 * curve.max()).idxmax() for count, curve in reached.items()}
     higher = reached[1].max() / reached[mixed].max()
     told = (
@@ -90,7 +93,9 @@ def over_levels(table: pd.DataFrame) -> Shape:
 
     first, later = ratio(levels[0], levels[1]), ratio(levels[1], levels[-1])
     told = f"{levels[1]} levels over {levels[-1]}; {levels[0]} level over {levels[1]}: {first.median:.2f}×."
-    return Shape(later, told, {"the same within 10 % from 2 levels on": abs(later.median - 1) < 0.1, "and at 1": abs(first.median - 1) < 0.1})
+    return Shape(
+        later, told, {"the same within 10 % from 2 levels on": abs(later.median - 1) < 0.1, "and at 1": abs(first.median - 1) < 0.1}
+    )
 
 
 def _medians(table: pd.DataFrame, metric: str, by: str) -> pd.Series:

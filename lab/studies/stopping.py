@@ -10,22 +10,11 @@ import seaborn as sns
 from tqdm import tqdm
 
 from lab import figures
-from lab.engines.study_scheduler import ARMS, Arm
+from lab.engines.arms import Arm
 from lab.studies.study import Condition, Study
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 CLIENTS = 2  # in closed loop, for each row of the batch
-
-_STRICT = {"policy": "threshold", "guard": False, "chunk_size": 64, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0,
-           "straggler_share": 0.0}  # fmt: skip
-
-APART = (
-    ARMS["FCFS"],
-    Arm("tree order, never stop", "feather", {"policy": "never_stop"}),
-    Arm("arrival order, stop", "feather", {**_STRICT, "order": "arrival"}),
-    Arm("tree order, stop", "feather", _STRICT),
-)
-"""Order and stopping, each alone and both together; stopping is strict: a batch holds one group, until it is gone."""
 
 
 def in_closed_loop(engine, prefixes: list, requests: int, decode_tokens, arms: Sequence[Arm], **told) -> list[Condition]:
@@ -120,7 +109,16 @@ def shift_figure(times: dict[str, pd.DataFrame], title: str):
     """One panel for each shift."""
     figure, panels = plt.subplots(len(times), 1, figsize=(8, 3.2 * len(times)), sharex=False, layout="constrained")
     for axes, (name, table) in zip(np.atleast_1d(panels), times.items()):
-        sns.lineplot(table, x="seconds", y="throughput", hue="policy", errorbar=("pi", 100), hue_order=figures.in_order(table["policy"]), palette=figures.colours(), ax=axes)
+        sns.lineplot(
+            table,
+            x="seconds",
+            y="throughput",
+            hue="policy",
+            errorbar=("pi", 100),
+            hue_order=figures.in_order(table["policy"]),
+            palette=figures.colours(),
+            ax=axes,
+        )
         axes.axvline(0, color="0.4", linestyle="--", linewidth=1)
         axes.set(title=name, xlabel="seconds since the shift", ylabel="tok/s")
         axes.set_ylim(bottom=0)

@@ -12,10 +12,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from lab import machine
-from lab.files import OUT_MARKER, replace
 from lab.claims import CLAIMS, verdict
-from lab.engines.real import Engine, Run
+from lab.engines import Engine
+from lab.engines.run import Run
 from lab.figures.charts import sign
+from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
@@ -94,7 +95,7 @@ class Study:
             self._measured.add(name)
         first = len(self._rows)
         order = np.random.default_rng(seed)
-        if getattr(conditions[0].engine or self.engine, "scheduling", "measured") == "measured":  # else there is nothing to get warm
+        if getattr(conditions[0].engine or self.engine, "warms_up", True):
             conditions[0].run(seed + repeats)  # requests of its own: no repeat may find them in the prefix cache
         with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
             for repeat in range(repeats):
@@ -114,9 +115,18 @@ class Study:
         if engine:
             parameters = {**parameters, "model": engine.model, "max batch": engine.max_batch}
         self._rows.append(
-            {"study": self.name, "policy": policy, "parameters": json.dumps(parameters), "metric": metric, "value": value,
-             "unit": unit, "repeat": repeat, "seed": seed, **provenance,
-             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+            {
+                "study": self.name,
+                "policy": policy,
+                "parameters": json.dumps(parameters),
+                "metric": metric,
+                "value": value,
+                "unit": unit,
+                "repeat": repeat,
+                "seed": seed,
+                **provenance,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }  # fmt: skip
         )
 
     @property
@@ -184,7 +194,7 @@ def check_repeats(repeats: int) -> None:
 
 
 def _provenance(engine: Engine) -> dict[str, str]:
-    return machine.provenance(engine.backend, getattr(engine, "device_name", None), getattr(engine, "engine_version", None))
+    return machine.provenance(engine.backend, engine.device_name, engine.engine_version)
 
 
 def frame(rows: list[dict]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from lab.engines.study_scheduler import Arm
+from lab.engines.arms import Arm
 from lab.studies.stopping import CLIENTS
 from lab.workloads import even_sizes, grouped
 
@@ -49,7 +49,9 @@ def decision_map(made: pd.DataFrame):
     buckets = costly.assign(**{name: costly[name].map(lambda value: 2 ** (int(value).bit_length() - 1)) for name in ("batch", "loss")})
     counts = buckets.groupby(["batch", "loss"])["added"].agg(**{"share of ADD": "mean", "times": "size"}).reset_index()
     figure, axes = plt.subplots()
-    sns.scatterplot(counts, x="batch", y="loss", hue="share of ADD", size="times", sizes=(30, 300), palette="vlag", hue_norm=(0, 1), ax=axes)
+    sns.scatterplot(
+        counts, x="batch", y="loss", hue="share of ADD", size="times", sizes=(30, 300), palette="vlag", hue_norm=(0, 1), ax=axes
+    )
     axes.set(title="What was decided", xlabel="requests in the batch (b), at least", ylabel="shared prefix at stake (Δ), chunks, at least")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)

@@ -7,18 +7,18 @@ import gymnasium
 import numpy as np
 import pandas as pd
 
+from feather.options import Options
 from feather.policies import BatchState, Policy
 from feather.policies.network import NARROW, features
-from feather.options import Options
+from lab.llm import LLAMA_3_8B, TINY_LLAMA
 from lab.model import calibration
 from lab.model.formation import PATIENT, Formation, Traffic
 from lab.model.hardware import DEVICES, MEMORY_SHARE
 from lab.model.steptime import StepModel
-from lab.llm import LLAMA_3_8B, TINY_LLAMA
 
 STOP, ADD = 0, 1
 _CPU_KV_BYTES = 4 * 2**30  # the studies' kv_gib
-_BATCHED_TOKENS = 32_768  # as in SimEngine
+_BATCHED_TOKENS = 32_768  # as in ModelledEngine
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from feather.policies import Network, NeverStop, Policy, StrictStop
-from lab.train.env import ADD, STOP, BatchFormation, World, draw_traffic, make_world
 from lab.model.formation import Formation
+from lab.train.env import ADD, STOP, BatchFormation, World, draw_traffic, make_world
 
 LAYERS = (32, 32)
 ENVIRONMENTS = 4
@@ -149,4 +149,3 @@ def main(arguments: list[str] | None = None) -> None:
     found = network.trained["throughput over never stop"]
     print(f"{out}: throughput over never stopping on {TRIED_ON} workloads of other seeds, geometric mean: "
           f"{found['before']:.3f} before, {found['after']:.3f} after; strict stop {found['strict stop']:.3f}")  # fmt: skip
-

@@ -47,7 +47,9 @@ def grouped(
     if len(sizes) > len(prefixes) or min(sizes, default=0) < 0:
         raise ValueError(f"sizes={list(sizes)} must not be negative, and at most one for each of the {len(prefixes)} prefixes")
     if suffix_tokens < 0 or not 1 <= low <= high:
-        raise ValueError(f"suffix_tokens={suffix_tokens} must not be negative, and decode_tokens={decode_tokens} be at least 1, as (low, high) in this order")
+        raise ValueError(
+            f"suffix_tokens={suffix_tokens} must not be negative, and decode_tokens={decode_tokens} be at least 1, as (low, high) in this order"
+        )
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(len(sizes)), sizes)
     if shuffled:

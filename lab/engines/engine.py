@@ -1,0 +1,56 @@
+"""What every engine under study can do, and the function that makes the one asked for."""
+
+from typing import Any, Protocol
+
+from lab.engines.arms import Arm
+from lab.engines.run import Run
+from lab.workloads import Workload
+
+
+class Engine(Protocol):
+    """An engine that studies run workloads on. It has its size and its model for good; arms are exchanged between runs."""
+
+    backend: str
+    """"cpu", "gpu" or "sim" """
+    model: Any
+    max_batch: int
+    """requests that run at once, at most"""
+    cascade: bool
+    """whether vLLM's cascade attention is used where all running requests share a prefix"""
+    warms_up: bool
+    """whether the first run is slower than those after it, so that studies throw one away"""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+
+    @property
+    def device_name(self) -> str: ...
+
+    @property
+    def engine_version(self) -> str: ...
+
+    def use_cascade(self, on: bool) -> None:
+        """Cascade attention for the runs to come, or not. Raises ValueError where it is to be on and there is none."""
+
+    def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
+        """Every warm workload finds these prefixes in the prefix cache from now on; with ``anew``, nothing of earlier runs."""
+
+    def run(self, workload: Workload, arm: Arm) -> Run:
+        """Run a workload to its end under an arm. Raises RuntimeError unless every request gets exactly its tokens."""
+
+
+def make_engine(backend: str = "auto", model: str = "tiny-llama", **options) -> Engine:
+    """The engine of a backend: "cpu" or "gpu" (``real.RealEngine``), "sim" (``modelled.ModelledEngine``), or "auto", a GPU where there is
+    one and else the CPU. ``options`` are that engine's; those which size a real KV cache (``kv_gib``, ``kv_tokens``) do not concern
+    the modelled one, whose KV cache is what the weights leave, as on a GPU."""
+    if backend != "sim":
+        from lab.engines.real import RealEngine
+
+        return RealEngine(backend, model, **options)
+    from lab.engines.modelled import ModelledEngine
+
+    options = {name: value for name, value in options.items() if name not in ("kv_gib", "kv_tokens")}
+    if "cascade" in options:
+        options["kernel"] = "cascade" if options.pop("cascade") else "paged"
+    return ModelledEngine(model, **options)
