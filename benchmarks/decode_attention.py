@@ -111,7 +111,7 @@ def once(what: str) -> None:
 
 
 def told(table: pd.DataFrame, counts: list[dict]) -> dict:
-    from lab.studies.bandwidth import fit
+    from lab.model.bandwidth import fit
     from lab.studies.study import compare
 
     labels = ["heads", "curve", "policy", "requests", "prefix tokens", "groups", "divergent", "order", "asked bytes", "unique bytes"]

@@ -44,8 +44,8 @@ def main(out: Path) -> None:
     found["cascade asked when off"] = len(asked) - found["cascade asked"]
     study = Study("00_test", engine, out)
     table = study.measure(over_groups(engine, prefixes, [1, 2], 8, 4, arms=["FCFS", "Feather (threshold)"]), repeats=2)
-    figure = figures.lines(table, "throughput", x="groups", hue="policy", title="t", xlabel="x", ylabel="y")
-    study.figure(figure, "figure", "a caption")
+    figure = figures.lines(table, "throughput", x="groups", hue="policy", xlabel="x", ylabel="y")
+    study.figure(figure, "figure", "a finding", "a setting", "a caption")
     found["claim"] = study.claim("M1", Ratio(1.0, 0.9, 1.1, 2), "a reason")
     with (out / "results" / "00_test.csv").open() as file:
         found["columns"] = next(csv.reader(file))

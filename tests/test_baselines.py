@@ -5,10 +5,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from lab.engines.radix import RadixTree
 
 from feather.sglang import missing
-from lab.engines.baselines import RadixQueue
+from lab.engines.baselines import CachedPrompts, RadixQueue
 from lab.studies import detection
 from lab.studies.sglang_peer import Peer
 
@@ -24,28 +23,28 @@ def random_prompts(rng, count):
 def test_the_radix_tree_matches_what_brute_force_matches():
     rng = random.Random(0)
     for _ in range(100):
-        tree, inserted = RadixTree(capacity=10**9), []
+        cached, inserted = CachedPrompts(capacity=10**9), []
         for prompt in random_prompts(rng, 20):
             expected = max((len(os.path.commonprefix([prompt, other])) for other in inserted), default=0)
-            depth, node = tree.match(prompt)
+            depth, node = cached.match(prompt)
             assert depth == expected
             path = []
-            while node is not tree.root:
-                path, node = node.tokens + path, node.parent
+            while node is not cached.tree.root:
+                path, node = node.edge + path, node.parent
             assert path == prompt[:depth]
-            tree.insert(prompt)
+            cached.insert(prompt)
             inserted.append(prompt)
-        assert tree.size == len({tuple(prompt[:end]) for prompt in inserted for end in range(1, len(prompt) + 1)})
+        assert cached.tree.size == len({tuple(prompt[:end]) for prompt in inserted for end in range(1, len(prompt) + 1)})
 
 
 def test_a_full_radix_tree_drops_what_was_used_longest_ago():
-    tree = RadixTree(capacity=100)
-    tree.insert([1] * 60)
-    tree.insert([2] * 30)
-    tree.match([1] * 60)
-    tree.insert([3] * 40)
-    assert tree.match([2] * 30)[0] == 0 and tree.match([1] * 60)[0] == 60 and tree.match([3] * 40)[0] == 40
-    assert tree.size == 100
+    cached = CachedPrompts(capacity=100)
+    cached.insert([1] * 60)
+    cached.insert([2] * 30)
+    cached.match([1] * 60)
+    cached.insert([3] * 40)
+    assert cached.match([2] * 30)[0] == 0 and cached.match([1] * 60)[0] == 60 and cached.match([3] * 40)[0] == 40
+    assert cached.tree.size == 100
 
 
 @needs_sglang

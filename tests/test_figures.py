@@ -13,7 +13,7 @@ def test_a_figure_of_lines_draws_every_point(hue, order):
         {"metric": "t", "x": x, "repeat": repeat, "value": x + repeat, "policy": "FCFS" if batches == "8 × 1" else "Feather", "batches": batches}
         for x in (4, 16) for repeat in (0, 1, 2) for batches in shapes_of
     ])  # fmt: skip
-    figure = figures.lines(table, "t", x="x", hue=hue, title="", xlabel="", ylabel="", order=order)
+    figure = figures.lines(table, "t", x="x", hue=hue, xlabel="", ylabel="", order=order)
     (axes,) = figure.axes
     medians = [list(line.get_ydata()) for line in axes.lines if line.get_marker() not in ("None", "") and len(line.get_xdata())]
     assert medians == [[5, 17]] * len(shapes_of) and [label.get_text() for label in axes.get_xticklabels()] == ["4", "16"]

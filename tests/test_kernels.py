@@ -9,12 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lab.kernels.batch import divergent, even
+from lab.kernels.batch import batch_of, divergent, even
 from lab.kernels.packing import packs
+from lab.model.bandwidth import calibrate, fit, memory_tokens
 from lab.model.hardware import H200
 from lab.studies import counters
-from lab.studies.bandwidth import calibrate, fit, memory_tokens
-from lab.studies.decode_attention import batch_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,7 +152,7 @@ def test_counters_that_cannot_be_read_say_why(tmp_path, monkeypatch):
 
 
 def test_the_benchmark_needs_no_engine_to_load():
-    code = "import sys; sys.modules['vllm'] = None; import benchmarks.decode_attention, lab.studies.decode_attention, lab.studies.bandwidth"
+    code = "import sys; sys.modules['vllm'] = None; import benchmarks.decode_attention, lab.studies.decode_attention, lab.model.bandwidth"
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
 

@@ -1,41 +1,83 @@
-"""Each layer imports only from those before it, and the core needs neither an engine nor torch."""
+"""What may import what. The product knows nothing of the laboratory, its core neither an engine nor torch; nothing goes in circles."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["core", "workloads", "kernels", "vllm", "sglang", "studies", "artifact"]
-CORE = {"hashing", "cht", "agent", "former", "turns", "admission", "memory", "options"}
-STEP_MODEL = {"lab.model", "lab.model.hardware", "lab.model.steptime"}  # the rest of lab.model drives an engine, as studies do
+ADAPTERS = ("feather.vllm", "feather.sglang")
+# Each imports from those before it and from itself.
+LABORATORY = ("files", "machine", "stats", "radix", "book", "claims", "workloads", "llm", "kernels", "model", "train", "engines", "figures", "studies",
+              "artifact")  # fmt: skip
+CORE_NEEDS = {"numpy", "xxhash"}
 
 
-def layer(module: str) -> int:
-    if module.startswith("lab.model"):
-        return 0 if module in STEP_MODEL else LAYERS.index("studies")
-    if module in ("lab.train.env", "lab.train"):
-        return LAYERS.index("studies")
-    part = module.split(".")[1] if "." in module else "core"
-    return 0 if part in CORE or part == "core" else LAYERS.index(part)
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("feather", "lab")
+        for path in (ROOT / package).rglob("*.py")
+    }
 
 
-def imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names) if node.module == "feather" else [node.module]
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+def imported(path: Path, known) -> set[str]:
+    """What a file imports, at its top or within a function: modules of ours by their full names, others by their first part."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+    return {name if name in known else name.split(".")[0] for name in found}
 
 
-def test_imports_point_inward():
-    for path in (ROOT / "feather").rglob("*.py"):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for imported in imports(path):
-            if imported.startswith("feather.") and module != "feather":
-                assert layer(imported) <= layer(module), f"{module} imports {imported}"
-            if layer(module) <= LAYERS.index("workloads"):
-                assert imported.split(".")[0] not in {"vllm", "torch", "pandas"}, f"{module} imports {imported}"
+def test_the_product_does_not_import_the_laboratory():
+    known = modules()
+    for module, path in known.items():
+        if module.startswith("feather"):
+            assert not [name for name in imported(path, known) if name.split(".")[0] in ("lab", "benchmarks", "tests")], module
+
+
+def test_the_core_needs_numpy_and_xxhash_alone_and_no_adapter():
+    known = modules()
+    for module, path in known.items():
+        if module.startswith("feather") and not module.startswith(ADAPTERS):
+            for name in imported(path, known):
+                assert not name.startswith(ADAPTERS), f"{module} imports {name}"
+                top = name.split(".")[0]
+                assert top == "feather" or top in CORE_NEEDS or top in sys.stdlib_module_names, f"{module} imports {name}"
+
+
+def test_adapters_do_not_know_each_other():
+    known = modules()
+    for module, path in known.items():
+        for adapter in ADAPTERS:
+            if module.startswith(adapter):
+                assert not [name for name in imported(path, known) if name.startswith(ADAPTERS) and not name.startswith(adapter)], module
+
+
+def test_the_laboratory_imports_inward():
+    known = modules()
+    for module, path in known.items():
+        if module.startswith("lab."):
+            layer = LABORATORY.index(module.split(".")[1])
+            for name in imported(path, known):
+                if name.startswith("lab."):
+                    assert LABORATORY.index(name.split(".")[1]) <= layer, f"{module} imports {name}"
+
+
+def test_nothing_is_imported_in_circles():
+    known = modules()
+    # A package's __init__ gathers its modules for those outside; what stands in it is no module of its own within the package.
+    graph = {module: {name for name in imported(path, known) if name in known and name != module} for module, path in known.items()}
+    TopologicalSorter(graph).prepare()
+
+
+def test_files_of_one_package_have_names_that_occur_once():
+    names = [path.name for module, path in modules().items() if module.startswith("feather") and path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_the_core_and_the_command_line_load_without_an_engine():

@@ -16,6 +16,9 @@ import feather.sglang
 if feather.sglang.missing():
     pytest.skip(feather.sglang.missing(), allow_module_level=True)
 
+import lab.engines.sglang_modelless  # noqa: F401 puts the stubs in place that SGLang needs without a GPU
+
+# isort: split
 import modelless
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_policy import SchedulePolicy
@@ -25,7 +28,7 @@ from sglang_modelless import Driver, make_request, make_scheduler, server_argume
 from feather.hashing import hash_tokens
 from feather.policies import Policy
 from feather.sglang import install
-from feather.sglang.policy import FeatherPolicy, prefix_path
+from feather.sglang.schedule_policy import FeatherPolicy, prefix_path
 from feather.vllm import FeatherScheduler
 
 CHUNK = 32
@@ -348,7 +351,7 @@ def test_another_sglang_is_refused(found, monkeypatch):
             raise feather.sglang.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("feather.sglang.version", version)
+    monkeypatch.setattr("feather.sglang.supported.version", version)
     with pytest.raises(
         ImportError, match=r"needs SGLang 0\.5\.9 and " + (r"this is SGLang 0\.5\.10: " if found else "none is installed: ")
     ):

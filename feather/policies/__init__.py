@@ -5,9 +5,9 @@ only where stopping is possible at all: never for the seed of an empty batch, ne
 """
 
 from feather.policies.bandit import Bandit
+from feather.policies.base import BatchState, Decision, Policy, Step
 from feather.policies.guard import Guard
 from feather.policies.network import Network
-from feather.policies.policy import BatchState, Decision, Policy, Step
 from feather.policies.rules import NeverStop, StrictStop, Threshold
 from feather.policies.trace import Traced
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from feather.policies.policy import BatchState, Policy, Step
+from feather.policies.base import BatchState, Policy, Step
 
 Context = tuple[int, int, int]
 

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-from feather.policies.policy import BatchState, Policy, Step
+from feather.policies.base import BatchState, Policy, Step
 from feather.policies.rate import Rate
 
 logger = logging.getLogger("feather")

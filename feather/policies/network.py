@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from feather.policies import checkpoint
-from feather.policies.policy import BatchState, Policy
+from feather.policies.base import BatchState, Policy
 
 KIND, VERSION = "feather network", 1
 NARROW = 3  # fields of BatchState: b, Δ, w

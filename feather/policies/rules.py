@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feather.policies.policy import BatchState, Policy
+from feather.policies.base import BatchState, Policy
 
 
 @dataclass(frozen=True)

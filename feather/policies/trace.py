@@ -7,7 +7,7 @@ from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
-from feather.policies.policy import BatchState, Policy, Step
+from feather.policies.base import BatchState, Policy, Step
 
 
 class Traced(Policy):

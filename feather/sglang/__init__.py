@@ -1,35 +1,11 @@
 """Feather behind SGLang's scheduler: ``install()``, then ``--schedule-policy feather``."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-POLICY = "feather"
-VERSION = "0.5.9"
+from feather.sglang.supported import POLICY, VERSION, check_version, missing
 
-
-def check_version() -> None:
-    """Raises ImportError with the mend where SGLang is missing or is another release than the one that Feather has been
-    tested with: the seam is SGLang's inside, which changes from release to release."""
-    try:
-        found = version("sglang")
-    except PackageNotFoundError:
-        found = None
-    if found != VERSION:
-        raise ImportError(
-            f"Feather needs SGLang {VERSION} and {f'this is SGLang {found}' if found else 'none is installed'}: "
-            f"pip install 'sglang=={VERSION}' (to read its scheduling code without a GPU: "
-            "python -m pip install --no-deps -r requirements/peers.txt)"
-        )
-
-
-def missing() -> str | None:
-    """Why nothing of SGLang's can be run here, with the mend; None where it can."""
-    try:
-        check_version()
-    except ImportError as error:
-        return str(error)
-    return None
+__all__ = ["POLICY", "VERSION", "check_version", "install", "missing"]
 
 
 def install(options: Mapping[str, Any] | None = None) -> None:
@@ -41,6 +17,6 @@ def install(options: Mapping[str, Any] | None = None) -> None:
     Raises ImportError for another SGLang, ValueError for a wrong option. Installing again replaces the options.
     """
     check_version()
-    from feather.sglang.scheduler import put_in_place
+    from feather.sglang.batching import put_in_place
 
     put_in_place(options or {})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lab import machine
 from lab.artifact import plan
+from lab.artifact.console import clock, shown
 
 USAGE = 2
 UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
@@ -110,17 +111,6 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     for outcome in failed:
         print(f"run_all.sh: {outcome.name} failed: {outcome.error} (see {shown(outcome.executed)})", file=sys.stderr)
     return 1 if failed else 0
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d} min"
-
-
-def shown(path: Path) -> str:
-    """A path as a reader would type it from where they are."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import machine
+from lab.artifact.console import clock
 from lab.artifact.plan import Job
 from lab.files import replace
 
@@ -83,8 +84,6 @@ def _stderr_into(path: Path):
 @contextmanager
 def _progress(label: str, elapsed: float, left: float):
     """On a terminal a line that counts; elsewhere one line at the start and one at the end."""
-    from lab.artifact.cli import clock
-
     began = time.monotonic()
     stop = threading.Event()
 

@@ -25,6 +25,10 @@ class Engine(Protocol):
         """Tokens that the KV cache holds."""
 
     @property
+    def kernel(self) -> str:
+        """The attention kernel that decodes: "paged", "cascade" or "packed"."""
+
+    @property
     def device_name(self) -> str: ...
 
     @property

@@ -44,6 +44,10 @@ class RealEngine:
     _warm: list = field(default_factory=list, init=False, repr=False)
 
     @property
+    def kernel(self) -> str:
+        return "cascade" if self.cascade else "paged"
+
+    @property
     def device_name(self) -> str:
         return machine.device(self.backend)
 

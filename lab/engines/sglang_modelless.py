@@ -21,8 +21,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
 install()  # the adder that knows Feather; it leaves SGLang's own policies as they are
-from feather.sglang.policy import FeatherPolicy  # noqa: E402
-from feather.sglang.scheduler import SEAT, FeatherScheduler  # noqa: E402
+from feather.sglang.batching import SEAT, FeatherScheduler  # noqa: E402
+from feather.sglang.schedule_policy import FeatherPolicy  # noqa: E402
 
 __all__ = ["SEAT", "FeatherPolicy", "ModellessScheduler", "Req", "made_up", "make_request", "server_arguments"]
 

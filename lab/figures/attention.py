@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from lab.figures.charts import of_metric
-from lab.studies.bandwidth import Fit
+from lab.model.bandwidth import Fit
 
 ORDERS = ("grouped", "shuffled", "round-robin")
 

@@ -10,34 +10,61 @@ import seaborn as sns
 
 from lab.stats import ratio
 
-# Every policy keeps its colour and marker in all figures.
-POLICIES = (
-    "FCFS",
-    "Feather",
-    "Feather (never stop)",
-    "Feather (threshold)",
-    "oracle (order)",
-    "oracle (stop)",
-    "LPM",
-    "DFS-weight",
-    "block table",
-    "Feather (threshold, patient)",
-    "LPM, no cut-off",
-)
+# Every policy keeps its colour, marker and dashes in all figures: colours that can be told apart without colour vision, and
+# markers and dashes for who prints in grey. Relatives share a hue: order alone is green, stopping by a rule orange or red, oracles grey.
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _CYAN = sns.color_palette("colorblind")
+_STYLES = {
+    "FCFS": ("0.2", "o", ""),
+    "Feather": (_BLUE, "D", ""),
+    "Feather (never stop)": (_GREEN, "s", ""),
+    "Feather (bandit alone)": (_CYAN, "d", (4, 1)),
+    "Feather (bandit alone, patient)": (_CYAN, "d", (2, 1)),
+    "Feather (threshold)": (_ORANGE, "^", ""),
+    "Feather (threshold, patient)": (_RED, "v", (4, 1)),
+    "Feather (threshold, patient, no floor)": (_RED, "<", (2, 1)),
+    "Feather (strict stop)": (_PURPLE, "P", ""),
+    "Feather (SB3)": (_BROWN, "p", (3, 1, 1, 1)),
+    "arrival order, strict stop": (_PURPLE, "X", (2, 2)),
+    "oracle (order)": ("0.55", "h", (4, 1)),
+    "oracle (stop)": ("0.55", "*", (1, 1)),
+    "LPM": (_PINK, ">", ""),
+    "LPM, no cut-off": (_PINK, ">", (2, 1)),
+    "DFS-weight": (_YELLOW, "8", ""),
+    "block table": (_BROWN, "H", (1, 1)),
+}
+POLICIES = tuple(_STYLES)
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
+_SMALL = 8.5  # points
+_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
+
 
 def style() -> None:
-    """One look for all notebooks; colours that can be told apart without colour vision."""
+    """One look for all notebooks."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "axes.titleweight": "bold"})
+    plt.rcParams.update({"figure.figsize": (7.2, 4.2), "axes.titlesize": "medium", "figure.dpi": 80})
+
+
+def headline(figure, finding: str, setting: str) -> None:
+    """What the figure shows in a sentence, in bold over everything, and under it in what setting: workload, backend, kernel, repeats."""
+    width = figure.get_figwidth()
+    finding, setting = textwrap.fill(finding, int(10 * width)), textwrap.fill(setting, int(14.5 * width))
+    height = figure.get_figheight()
+    below = 0.30 + 0.17 * setting.count("\n")  # inches, from the top of the axes' titles to the finding
+    figure.text(0.01, 1 + 0.08 / height, setting, fontsize=_SMALL, color="0.35", ha="left", va="bottom")
+    figure.text(0.01, 1 + below / height, finding, fontsize=12, fontweight="bold", ha="left", va="bottom")
 
 
 def sign(figure, provenance: dict[str, str], y: float = -0.04) -> None:
     """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
     figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
+
+
+def spread(repeats: int) -> str:
+    """What the marks and bars of a figure over so many repeats are, for its setting."""
+    return "one run each" if repeats == 1 else f"medians of {repeats} runs with 95 % intervals"
 
 
 def note(figure, text: str) -> None:
@@ -51,7 +78,26 @@ def in_order(policies) -> list[str]:
 
 
 def colours() -> dict[str, tuple]:
-    return dict(zip(POLICIES, [*sns.color_palette("colorblind"), (0.35, 0.35, 0.35)], strict=True))
+    """Policy → colour, the same in every figure."""
+    return {name: colour for name, (colour, _, _) in _STYLES.items()}
+
+
+def looks(policies) -> dict:
+    """``hue_order``, ``palette``, ``markers`` and ``dashes`` for seaborn's line plots, in which ``hue`` and ``style`` are the policy. Policies
+    without a look of their own get what is left of the palette."""
+    names = in_order(policies)
+    spare = iter(zip(sns.color_palette("husl", 8), "oXdpH^v<", strict=True))
+    styles = {}
+    for name in names:
+        if name not in _STYLES:
+            colour, marker = next(spare)
+            styles[name] = (colour, marker, (5, 2))
+        else:
+            styles[name] = _STYLES[name]
+    return {
+        "hue_order": names, "style_order": names, "palette": {name: look[0] for name, look in styles.items()},
+        "markers": {name: look[1] for name, look in styles.items()}, "dashes": {name: look[2] for name, look in styles.items()},
+    }  # fmt: skip
 
 
 def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -59,49 +105,56 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def lines(
-    table: pd.DataFrame,
-    metric: str,
-    x: str,
-    hue: str | None,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    order: Sequence | None = None,
-    **options,
-):
-    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` as evenly spaced categories. Of policies that
-    coincide all can be seen: the later one's line is the narrower. ``order``: the values of another ``hue``, where they are not to
-    be sorted."""
+    table: pd.DataFrame, metric: str, x: str, hue: str | None, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None
+):  # fmt: skip
+    """Medians over the repeats with their 95 % bootstrap intervals, ``x`` to scale: ``scale`` is "linear" or "log", by default what shows the
+    values best; values that are no numbers stand evenly spaced. Of policies that coincide all can be seen: the later one's line is the
+    narrower. ``order``: the values of another ``hue``, where they are not to be sorted."""
     data = of_metric(table, metric)
-    ticks = sorted(data[x].unique())
-    data = data.assign(**{x: pd.Categorical(data[x].map(_tick), [_tick(tick) for tick in ticks], ordered=True)})
     if hue is None:
-        options = {"marker": "o", **options}
+        options = {"marker": "o"}
     elif hue == "policy":
-        names = in_order(data["policy"])
+        options = looks(data["policy"])
+        names = options["hue_order"]
         widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))
-        palette = {name: colours().get(name, "0.4") for name in names}
-        options = {
-            "hue_order": names,
-            "style_order": names,
-            "palette": palette,
-            "size": "policy",
-            "size_order": names,
-            "sizes": widths,
-            **options,
-        }
+        options |= {"size": "policy", "size_order": names, "sizes": widths}
     else:
         names = [f"{hue}: {_tick(value)}" for value in order or sorted(data[hue].unique())]
         data = data.assign(**{hue: f"{hue}: " + data[hue].map(_tick)})
-        options = {"hue_order": names, "style_order": names, "palette": sns.color_palette("colorblind", len(names)), **options}
+        options = {
+            "hue_order": names,
+            "style_order": names,
+            "palette": sns.color_palette("colorblind", len(names)),
+            "markers": True,
+            "dashes": True,
+        }
     figure, axes = plt.subplots()
-    sns.lineplot(data, x=x, y="value", hue=hue, style=hue, markers=True, dashes=False,
-                 estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)  # fmt: skip
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    sns.lineplot(data, x=x, y="value", hue=hue, style=hue, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
+    to_scale(axes, data[x], scale)
     if hue:
         sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
+
+
+def to_scale(axes, values: pd.Series, scale: str | None = None) -> None:
+    """Give the x axis the scale that shows the values best, or the one named, and label it where something was measured, as far as the labels
+    do not collide."""
+    if not pd.api.types.is_numeric_dtype(values):
+        return
+    ticks = np.sort(values.unique().astype(float))
+    spread = ticks[-1] / ticks[ticks > 0].min() if (ticks > 0).any() else 1.0
+    scale = scale or ("log" if spread >= 16 and ticks[0] > 0 else "symlog" if spread >= 16 else "linear")
+    axes.set_xscale(scale, **({"linthresh": ticks[ticks > 0].min()} if scale == "symlog" else {}))
+    axes.minorticks_off()
+    place = axes.transData.transform
+    width = axes.figure.dpi * axes.figure.get_figwidth()
+    labelled: list[float] = []
+    for tick in [ticks[0], *ticks[:0:-1]]:  # the ends first, then from the right
+        if all(abs(place((tick, 0))[0] - place((other, 0))[0]) > 0.055 * width for other in labelled):
+            labelled.append(tick)
+    axes.set_xticks(sorted(labelled), [_tick(tick) for tick in sorted(labelled)])
 
 
 def _tick(value) -> str:
@@ -113,28 +166,26 @@ def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
     figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True)
     for axes, (x, chosen, title, xlabel) in zip(places, facets):
         data = table[chosen]
-        sns.lineplot(data, x=x, y=y, hue="policy", style="policy", markers=True, dashes=False,
-                     estimator="median", errorbar=("pi", 50), ax=axes, legend=axes is places[-1])  # fmt: skip
-        ticks = sorted(data[x].unique())
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
+        sns.lineplot(data, x=x, y=y, hue="policy", style="policy", estimator="median", errorbar=("pi", 50), ax=axes,
+                     legend=axes is places[-1], **looks(table["policy"]))  # fmt: skip
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log")
+        to_scale(axes, data[x], "log")
     sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
 
 
-def bars(table: pd.DataFrame, metric: str, title: str, xlabel: str):
+def bars(table: pd.DataFrame, metric: str, xlabel: str):
     """A bar per policy: the median of ``metric`` over the repeats, logarithmic, with its number."""
     medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
     figure, axes = plt.subplots()
     drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
     axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)
-    axes.set(title=title, xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.set(xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def ratio_bars(ratios: pd.DataFrame, x: str, title: str, ylabel: str):
+def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str):
     """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
     figure, axes = plt.subplots(figsize=(8.4, 4.2))
     policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
@@ -143,10 +194,11 @@ def ratio_bars(ratios: pd.DataFrame, x: str, title: str, ylabel: str):
         data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
         at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
-        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), error_kw={"lw": 1})
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_HATCHES[number % len(_HATCHES)],
+                 edgecolor="white", linewidth=0, error_kw={"lw": 1})  # fmt: skip
     axes.axhline(1, color="0.2", lw=1)
     axes.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places])
-    axes.set(title=title, ylabel=ylabel)
+    axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
@@ -164,19 +216,19 @@ def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def agreement(table: pd.DataFrame, x: str, y: str, hue: str, title: str, xlabel: str, ylabel: str):
+def agreement(table: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
     """Points of ``y`` against ``x`` on logarithmic axes, and the line on which they are equal with 15 % to either side."""
     figure, axes = plt.subplots(figsize=(5.4, 5))
     sns.scatterplot(table, x=x, y=y, hue=hue, style=hue, ax=axes)
     ends = np.array([table[[x, y]].min().min() * 0.8, table[[x, y]].max().max() * 1.25])
     axes.plot(ends, ends, color="0.4", lw=1)
     axes.fill_between(ends, ends * 0.85, ends * 1.15, color="0.4", alpha=0.15, lw=0)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", xlim=ends, ylim=ends)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.legend(title=None, frameon=False)
     return figure
 
 
-def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
+def worlds(ratios: pd.DataFrame, marks: dict, ylabel: str):
     """Bars of the ratio ``median`` with its interval for every ``world``, a group of bars for every ``claim``, and what was
     published (``marks``: claim → ratio) as a line over the group; logarithmic."""
     figure, axes = plt.subplots(figsize=(9.6, 4.6))
@@ -198,7 +250,7 @@ def worlds(ratios: pd.DataFrame, marks: dict, title: str, ylabel: str):
     axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.set_xticks(range(len(claims)), claims)
-    axes.set(title=title, ylabel=ylabel)
+    axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure

@@ -77,3 +77,11 @@ def _ordered(grouped: list[int], order: str, prefix_tokens: int, suffix_tokens: 
         places = [((index - grouped.index(group) + 0.5) / counts[group], group) for index, group in enumerate(grouped)]
         groups = [group for _, group in sorted(places)]
     return Batch(tuple(groups), prefix_tokens, (suffix_tokens,) * len(groups))
+
+
+def batch_of(row) -> Batch:
+    """The batch behind a row of the table, made again from its parameters."""
+    second = row["divergent"]
+    make, part = (even, row["groups"]) if second is None or second != second else (divergent, second)
+    order = "grouped" if row["order"] == "any" else row["order"]
+    return make(int(row["requests"]), int(part), order, int(row["prefix tokens"]), int(row["own tokens"]))

@@ -192,14 +192,6 @@ def _orders(groups: int, requests: int) -> tuple[str, ...]:
     return ("grouped", "round-robin", "shuffled") if 1 < groups < requests else ("grouped",)
 
 
-def batch_of(row) -> Batch:
-    """The batch behind a row of the table, made again from its parameters."""
-    second = row["divergent"]
-    make, part = (even, row["groups"]) if second is None or second != second else (divergent, second)
-    order = "grouped" if row["order"] == "any" else row["order"]
-    return make(int(row["requests"]), int(part), order, int(row["prefix tokens"]), int(row["own tokens"]))
-
-
 def recorded() -> pd.DataFrame:
     """Rows of this study that were measured on other devices and kept in the repository; empty where there are none."""
     files = sorted((Path(__file__).parents[2] / "data" / "recorded").glob("*/decode_attention*.csv.gz"))

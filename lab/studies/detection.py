@@ -79,7 +79,7 @@ class AdapterSteps:
 
     def __init__(self, prompts: list[list[int]], waiting: int):
         self.peer, self.prompts, self.next = Peer("fcfs", cut_off=True), prompts, 0
-        from feather.sglang.policy import FeatherPolicy  # on SGLang, which Peer has found
+        from feather.sglang.schedule_policy import FeatherPolicy  # on SGLang, which Peer has found
 
         former = Options(policy="never_stop", chunk_size=CHUNK).make_former(max_batch=RUNNING)
         self.policy, self.running = FeatherPolicy(former, CHUNK, lambda: True), deque()

@@ -15,7 +15,7 @@ from lab import machine
 from lab.claims import CLAIMS, verdict
 from lab.engines import Engine
 from lab.engines.run import Run
-from lab.figures.charts import sign
+from lab.figures.charts import HOW, headline, sign
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -160,19 +160,32 @@ class Study:
         self._save()
         return f"{claim_id}: not run here. {mend}"
 
-    def figure(self, figure, name: str, caption: str, measured: bool = True, engine: Engine | None = None,
-               rows: pd.DataFrame | None = None) -> None:  # fmt: skip
-        """Write a matplotlib figure as PNG and PDF; where it shows measurements, signed with how and where they came to
-        be: on the study's engine, on the one given, or on all that the given rows name."""
+    def figure(
+        self,
+        figure,
+        name: str,
+        finding: str,
+        setting: str,
+        caption: str,
+        measured: bool = True,
+        engine: Engine | None = None,
+        rows: pd.DataFrame | None = None,
+    ) -> None:
+        """Write a matplotlib figure as PNG and PDF under a headline: the ``finding`` in a sentence, and the ``setting``, to which backend and
+        kernel are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
+        given, or on all that the given rows name. ``caption`` says what is drawn, for who reads the figure beside its neighbours."""
+        engine = engine or self.engine
         if measured:
             provenance = _provenance(engine) if engine else self.provenance
             if rows is not None:
                 told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
                 provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
             sign(figure, provenance)
+            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine else "")
+        headline(figure, finding, setting)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
-        self._figures.append({"name": name, "caption": caption})
+        self._figures.append({"name": name, "caption": f"{finding} {caption}"})
         self._save()
 
     def _save(self) -> None:

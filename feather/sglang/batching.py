@@ -15,8 +15,8 @@ from sglang.srt.managers.scheduler import Scheduler
 from feather.former import Formed
 from feather.memory import Memory
 from feather.options import Options
-from feather.sglang import POLICY
-from feather.sglang.policy import FeatherPolicy, Verdict
+from feather.sglang.schedule_policy import FeatherPolicy, Verdict
+from feather.sglang.supported import POLICY
 
 logger = logging.getLogger(__name__)
 

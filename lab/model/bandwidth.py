@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lab.kernels.batch import Batch
+from lab.kernels.batch import Batch, batch_of
 from lab.model.hardware import Device
-from lab.studies.decode_attention import batch_of
 
 CONDITION = ["heads", "curve", "requests", "prefix tokens", "own tokens", "groups", "divergent", "order", "cache bytes", "asked bytes"]
 
