@@ -348,7 +348,7 @@ def test_a_wrong_option_is_refused_by_name():
 def test_another_sglang_is_refused(found, monkeypatch):
     def version(name):
         if found is None:
-            raise feather.sglang.PackageNotFoundError(name)
+            raise feather.sglang.supported.PackageNotFoundError(name)
         return found
 
     monkeypatch.setattr("feather.sglang.supported.version", version)

@@ -1,0 +1,111 @@
+"""``book.toml`` as data: the paper's claims, and for every notebook the claims it answers, the backends it runs on, its sizes and how long
+it takes. Standard library only, so that a wrong command line is refused before any environment is made."""
+
+import ast
+import json
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = ("smoke", "default", "full")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says. ``factor``: its value as the number that ours is held against; None for a claim about a shape."""
+
+    id: str
+    text: str
+    paper: str
+    """the value as the paper gives it"""
+    factor: float | None = None
+    unit: str = "×"
+    floor: float | None = None
+    """above it the direction, if not the size, is the paper's; None: a ratio above 1 by more than noise"""
+    short: str = ""
+    """its name in the picture of all claims"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the book says of one notebook."""
+
+    name: str
+    minutes: dict[str, list[float]]
+    """backend → minutes at smoke, default and full; an empty list where nobody has timed it"""
+    claims: tuple[str, ...] = ()
+    changes: dict[str, dict] = field(default_factory=dict)
+    """parameters that differ from the notebook's own, by what they hold for"""
+
+    @property
+    def number(self) -> str:
+        return self.name.split("_")[0]
+
+    @property
+    def measures(self) -> bool:
+        """Whether it measures, rather than models."""
+        return bool(self.minutes.keys() & {"cpu", "gpu"})
+
+    def seconds(self, profile: str, backend: str) -> float | None:
+        times = self.minutes[backend]
+        return 60 * times[PROFILES.index(profile)] if times else None
+
+    def parameters(self, profile: str, backend: str) -> dict:
+        """Those of the notebook that the profile and the backend set. Raises ValueError for a backend that it does not run on."""
+        if backend not in self.minutes:
+            raise ValueError(f"{self.name} is not for backend {backend!r}: it runs on {', '.join(self.minutes)}")
+        layers = ["smoke"] if profile == "smoke" else [backend] if profile == "default" else [backend, "full"]
+        found = {"backend": backend}
+        for layer in (*layers, f"{backend}_{profile}"):
+            found |= self.changes.get(layer, {})
+        return found
+
+    def source(self) -> Path:
+        return NOTEBOOKS / f"{self.name}.ipynb"
+
+    def own(self, parameter: str, otherwise=None):
+        """The value that a parameter has in the notebook itself; ``otherwise`` where it has no such parameter."""
+        for cell in json.loads(self.source().read_text(encoding="utf-8"))["cells"]:
+            if "parameters" in cell["metadata"].get("tags", ()):
+                for statement in ast.parse("".join(cell["source"])).body:
+                    if isinstance(statement, ast.Assign) and statement.targets[0].id == parameter:
+                        return ast.literal_eval(statement.value)
+        return otherwise
+
+
+def _read() -> tuple[dict[str, Claim], dict[str, Entry]]:
+    book = tomllib.loads((ROOT / "book.toml").read_text(encoding="utf-8"))
+    claims = {id_: Claim(id_, **told) for id_, told in book["claims"].items()}
+    entries = {}
+    for name, told in sorted(book["notebooks"].items()):
+        entries[name] = Entry(name, told.pop("minutes"), tuple(told.pop("claims", ())), told)
+        if unknown := set(entries[name].claims) - claims.keys():
+            raise ValueError(f"book.toml: {name} answers {', '.join(sorted(unknown))}, not among the claims: {', '.join(claims)}")
+    return claims, entries
+
+
+CLAIMS, ENTRIES = _read()
+
+
+def answered_by(claim_id: str) -> list[Entry]:
+    """The notebooks that answer a claim, those that measure before those that model."""
+    return sorted((entry for entry in ENTRIES.values() if claim_id in entry.claims), key=lambda entry: not entry.measures)
+
+
+def from_environment(name: str) -> dict:
+    """Parameters for a notebook that nobody passes any to, as under a test runner: those of the profile that ``FEATHER_PROFILE`` names,
+    and ``FEATHER_OUT`` as where to write. Empty where neither is set. Raises ValueError for an unknown profile."""
+    parameters = {}
+    if profile := os.environ.get("FEATHER_PROFILE"):
+        if profile not in PROFILES:
+            raise ValueError(f"FEATHER_PROFILE={profile!r} is not one of: {', '.join(PROFILES)}")
+        entry = ENTRIES[name]
+        parameters |= entry.parameters(profile, machine.choose_backend()[0] if entry.measures else "sim")
+    if out := os.environ.get("FEATHER_OUT"):
+        parameters["out"] = out
+    return parameters
