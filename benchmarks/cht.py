@@ -11,6 +11,7 @@ import random
 from benchmarks.timing import main, spread, timed
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
+from feather.request import Request
 from lab.studies.detection import BLOCK, CHUNK, block_hashes
 
 PREFIX, SUFFIX, WAITING, GROUPS = 10_000, 20, 500, 5
@@ -26,7 +27,7 @@ def make_prompts(count: int, groups: int, seed: int = 0) -> list[list[int]]:
 def filled(paths: list) -> ChunkedHashTree:
     tree = ChunkedHashTree()
     for number, path in enumerate(paths):
-        tree.insert(number, path)
+        tree.insert(Request(number, path))
     return tree
 
 
@@ -38,8 +39,8 @@ def inserts(repeats: int = 2_000) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {"tokens": [], "block_hashes": []}
     for repeat in range(repeats):
         new = WAITING + repeat % 50
-        taken["tokens"].append(timed(lambda: from_tokens.insert("new", hash_tokens(prompts[new], CHUNK))))
-        taken["block_hashes"].append(timed(lambda: from_blocks.insert("new", hash_blocks(blocks[new], BLOCK, CHUNK))))
+        taken["tokens"].append(timed(lambda: from_tokens.insert(Request("new", hash_tokens(prompts[new], CHUNK)))))
+        taken["block_hashes"].append(timed(lambda: from_blocks.insert(Request("new", hash_blocks(blocks[new], BLOCK, CHUNK)))))
         from_tokens.remove("new")
         from_blocks.remove("new")
     return taken
@@ -67,7 +68,7 @@ def rounds(repeats: int = 40) -> dict[str, list[float]]:
 def decisions(waiting: int) -> float:
     path = hash_tokens(make_prompts(1, 1)[0], CHUNK)
     tree = filled([path] * waiting)
-    tree.insert("running", [path[0], "of its own"])
+    tree.insert(Request("running", [path[0], "of its own"]))
     tree.add_to_batch("running")
     total, count = 0.0, max(2_000, 2 * waiting)
 
@@ -78,7 +79,7 @@ def decisions(waiting: int) -> float:
 
     for number in range(count):
         total += timed(decide)
-        tree.insert(waiting + number, path)
+        tree.insert(Request(waiting + number, path))
     return total / count
 
 

@@ -1,13 +1,14 @@
 """How long a decision takes, for every policy: ``python -m benchmarks.decisions [--json]``.
 
-On states drawn at random, the same for all, in turns; the bandit has seen all of its contexts, the networks have the layers that
-``lab.train`` gives them, with random weights.
+On states drawn at random, the same for all policies, in turns. Policies that learn have been told of every state; the networks have
+the layers that ``lab.train`` gives them, with random weights.
 """
 
 import numpy as np
 
 from benchmarks.timing import main, spread, timed
-from feather.policies import Bandit, BatchState, Decision, Network, NeverStop, Policy, Step, Threshold
+from feather.options import Options
+from feather.policies import POLICIES, BatchState, Decision, Network, Policy, Step
 from feather.policies.network import NARROW
 
 LAYERS, STATES, REPEATS = (32, 32), 200, 60
@@ -28,11 +29,11 @@ def network(wide: bool, seed: int = 0) -> Network:
 
 
 def policies(seen: list[BatchState]) -> dict[str, Policy]:
-    bandit = Bandit()
+    made = {name.replace("_", " "): Options(policy=name, guard=False).make_policy() for name in POLICIES if name != "network"}
     for state in seen:
-        bandit.feedback(Step(100, 0.02, decisions=(Decision(state, True), Decision(state, False))))
-    return {"never stop": NeverStop(), "threshold": Threshold(512), "bandit": bandit, "network, narrow": network(False),
-            "network, wide": network(True)}  # fmt: skip
+        for policy in made.values():
+            policy.feedback(Step(100, 0.02, decisions=(Decision(state, True), Decision(state, False))))
+    return {**made, "network, narrow": network(False), "network, wide": network(True)}
 
 
 def run() -> dict:

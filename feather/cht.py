@@ -1,15 +1,14 @@
-"""The Chunked Hash Tree: which waiting request fits the running batch best, found without walking any tokens.
+"""The Chunked Hash Tree: finds the waiting request that fits the running batch best, without walking tokens.
 
-A node is a cumulative prefix hash (see ``hashing``), its parent the hash before it in any request that has it. Nodes
-that running ("active") requests pass through are the *working set*. The deepest node that every active request passes
-through is the *shared-prefix tip*. A waiting request's *cost* is its distance from the working set: how many of its
-chunks are not in it.
+A node is a cumulative prefix hash (see ``hashing``); its parent is the hash before it in any request's path. The nodes that
+running ("active") requests pass through are the *working set*. The deepest node that every active request passes through is
+the *shared-prefix tip*. The *cost* of a waiting request is the number of its chunks that are not in the working set.
 
-Costs are never stored per request, since one admission changes the cost of every relative at once. Instead each node
-keeps a lazy heap of the waiting requests below it, shortest first, and the *frontier* is a lazy heap over the nodes of
-the working set: the least of (shortest length below the node − the node's depth) over them *is* the least cost,
-because a request reached through a shallower node than its deepest match only looks dearer than it is. "Lazy" means
-that what has become stale stays in a heap until it surfaces there, or until it makes up half of it.
+Costs are not stored per request, because one admission changes the cost of every relative at once. Instead, each node keeps
+a lazy heap of the waiting requests below it, shortest first, and the *frontier* is a lazy heap over the nodes of the working
+set. The least value of (shortest length below the node − the node's depth) over all of them *is* the least cost: a request
+that is reached through a shallower node than its deepest match only looks dearer than it is. "Lazy" means that stale entries
+stay in a heap until they come to its top, or until they make up half of it.
 
 With c chunks in a path, n requests waiting and m nodes in the working set (amortised):
 
@@ -25,10 +24,12 @@ remove          O(c)                    waiting → gone
 ==============  ======================  =====================================
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, KeysView
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
+
+from feather.request import Request
 
 ORDERS = ("cost", "tip", "arrival")
 _SLACK = 16  # stale entries a heap may hold before being stale is measured against its size
@@ -70,7 +71,7 @@ class _Node:
         self.depth = depth
         self.active = 0  # active requests through this node: its reference count in the working set
         self.waiting = 0  # waiting requests through this node
-        self.heap: list[tuple] = []  # (length, arrival, ticket, request), stale entries included
+        self.heap: list[tuple] = []  # (length, arrival, ticket, place), stale entries included
         self.frontier: tuple | None = None  # this node's one valid entry in the tree's frontier
 
     def shortest(self) -> tuple | None:
@@ -81,26 +82,28 @@ class _Node:
         return heap[0] if heap else None
 
 
-class _Request:
-    __slots__ = ("id", "path", "arrival", "ticket")
+class _Place:
+    """A request in the tree."""
 
-    def __init__(self, id_: Hashable, path: list[_Node], arrival: int):
-        self.id = id_
-        self.path = path
+    __slots__ = ("request", "nodes", "arrival", "ticket")
+
+    def __init__(self, request: Request, nodes: list[_Node], arrival: int):
+        self.request = request
+        self.nodes = nodes  # its path
         self.arrival = arrival
-        self.ticket = 0  # of its present wait: heap entries that bear another are stale; 0 = not waiting
+        self.ticket = 0  # of its present wait: heap entries with another ticket are stale; 0 = not waiting
 
 
 class ChunkedHashTree:
     """Waiting and active requests by their prefixes.
 
-    ``order`` says which relative of the batch is best: "cost", the least cost (the paper's), or "tip", the least loss
-    of shared-prefix tip and among those the least cost. "arrival" is for telling the order's part from the stopping's: the
-    oldest request, always. In the first two, requests that share nothing with the working set come
-    after all that do, in order of arrival; the seed of an empty batch is the oldest request; ties go to the earlier
-    arrival. A path may be empty (a prompt shorter than a chunk): such a request shares nothing.
+    ``order`` says which request is best. "cost" (the paper's): the one with the least cost. "tip": the one that loses least
+    of the shared-prefix tip, and among equals the one with the least cost. "arrival": always the oldest, for telling the effect
+    of the order from that of stopping. With "cost" and "tip", requests that share nothing with the working set come after
+    all that do, in order of arrival. An empty batch starts with the oldest request. Ties go to the earlier arrival. A request
+    with an empty path shares nothing.
 
-    Unknown ids raise KeyError, an id that is already here raises ValueError, and neither changes anything.
+    An unknown id raises KeyError, an id that is already here raises ValueError, and neither changes anything.
     """
 
     def __init__(self, order: str = "cost"):
@@ -108,9 +111,9 @@ class ChunkedHashTree:
             raise ValueError(f"order {order!r} is not one of {', '.join(ORDERS)}")
         self.order = order
         self._nodes: dict[Hashable, _Node] = {}
-        self._waiting: dict[Hashable, _Request] = {}
-        self._active: dict[Hashable, _Request] = {}
-        self._by_arrival: list[tuple] = []  # (arrival, ticket, request), lazy
+        self._waiting: dict[Hashable, _Place] = {}
+        self._active: dict[Hashable, _Place] = {}
+        self._by_arrival: list[tuple] = []  # (arrival, ticket, place), lazy
         self._frontier: list[tuple] = []  # (cost, arrival, ticket, node), lazy
         self._tickets = count(1)
         self._arrivals = count()
@@ -121,20 +124,20 @@ class ChunkedHashTree:
 
     # -- the operations ------------------------------------------------------------------------------------------
 
-    def insert(self, request_id: Hashable, path: Iterable[Hashable], arrival: int | None = None) -> None:
-        """A request starts waiting. ``path`` holds its cumulative prefix hashes, shallowest first; ``arrival`` is
-        for one that was here before and keeps its place (see ``remove``)."""
-        if request_id in self._waiting or request_id in self._active:
-            raise ValueError(f"request {request_id!r} is in the tree already")
+    def insert(self, request: Request) -> None:
+        """A request starts waiting. It is given its arrival number if it has none yet."""
+        if request.id in self._waiting or request.id in self._active:
+            raise ValueError(f"request {request.id!r} is in the tree already")
         nodes = self._nodes
         chain = []
-        for depth, hash_ in enumerate(path, 1):
+        for depth, hash_ in enumerate(request.path, 1):
             node = nodes.get(hash_)
             if node is None:
                 node = nodes[hash_] = _Node(hash_, depth)
             chain.append(node)
-        request = _Request(request_id, chain, next(self._arrivals) if arrival is None else arrival)
-        self._start_waiting(request)
+        if request.arrival is None:
+            request.arrival = next(self._arrivals)
+        self._start_waiting(_Place(request, chain, request.arrival))
 
     def find_best(self) -> Candidate | None:
         """The waiting request to admit next, or None when none waits. Changes nothing that can be observed."""
@@ -142,61 +145,62 @@ class ChunkedHashTree:
             return None
         entry = self._best_relative() if self._active and self.order != "arrival" else None
         if entry is None:
-            request = self._waiting[self.oldest()]
-            path = request.path
-            cost = len(path) - _deepest(0, len(path), lambda depth: path[depth - 1].active > 0)
+            place = self._waiting[self.oldest()]
+            nodes = place.nodes
+            cost = len(nodes) - _deepest(0, len(nodes), lambda depth: nodes[depth - 1].active > 0)
         else:
-            request, cost = entry
-        tip_after = self._common_with_tip(request.path) if self._active else 0
-        return Candidate(request.id, cost, self._tip, tip_after, self.sharing)
+            place, cost = entry
+        tip_after = self._common_with_tip(place.nodes) if self._active else 0
+        return Candidate(place.request.id, cost, self._tip, tip_after, self.sharing)
 
     def add_to_batch(self, request_id: Hashable) -> None:
         """A waiting request becomes active; its chunks join the working set."""
-        request = self._take(self._waiting, request_id, "waiting")
-        self._stop_waiting(request)
-        for node in request.path:
+        place = self._take(self._waiting, request_id, "waiting")
+        self._stop_waiting(place)
+        for node in place.nodes:
             node.active += 1
             if node.active == 1:
                 self._working_set += 1
                 if node.waiting:
                     self._watch(node)
         if self._active:
-            self._move_tip(self._common_with_tip(request.path))
+            self._move_tip(self._common_with_tip(place.nodes))
         else:
-            self._witness = request.path
-            self._tip = len(request.path)
-        self._active_chunks += len(request.path)
-        self._active[request_id] = request
+            self._witness = place.nodes
+            self._tip = len(place.nodes)
+        self._active_chunks += len(place.nodes)
+        self._active[request_id] = place
 
-    def finish(self, request_id: Hashable) -> int:
-        """An active request is done and leaves. Returns its arrival number."""
-        request = self._take(self._active, request_id, "active")
-        self._deactivate(request)
-        self._prune(request.path)
-        return request.arrival
+    def finish(self, request_id: Hashable) -> Request:
+        """An active request is done and leaves the tree. Returns its record."""
+        place = self._take(self._active, request_id, "active")
+        self._deactivate(place)
+        self._prune(place.nodes)
+        return place.request
 
-    def preempt(self, request_id: Hashable) -> None:
-        """An active request goes back to waiting, in its old place by arrival."""
-        request = self._take(self._active, request_id, "active")
-        self._deactivate(request)
-        self._start_waiting(request)
+    def preempt(self, request_id: Hashable) -> Request:
+        """An active request waits again, in its old place by arrival. Returns its record."""
+        place = self._take(self._active, request_id, "active")
+        self._deactivate(place)
+        self._start_waiting(place)
+        return place.request
 
-    def remove(self, request_id: Hashable) -> int:
-        """A waiting request is withdrawn. Returns its arrival number, for ``insert`` should it come back."""
-        request = self._take(self._waiting, request_id, "waiting")
-        self._stop_waiting(request)
-        self._prune(request.path)
-        return request.arrival
+    def remove(self, request_id: Hashable) -> Request:
+        """A waiting request is withdrawn. Returns its record; if it is inserted again, it has its old place by arrival."""
+        place = self._take(self._waiting, request_id, "waiting")
+        self._stop_waiting(place)
+        self._prune(place.nodes)
+        return place.request
 
     # -- what can be asked ---------------------------------------------------------------------------------------
 
     @property
-    def active(self):
+    def active(self) -> KeysView[Hashable]:
         """The ids of the active requests, a set-like view."""
         return self._active.keys()
 
     @property
-    def waiting(self):
+    def waiting(self) -> KeysView[Hashable]:
         """The ids of the waiting requests, a set-like view."""
         return self._waiting.keys()
 
@@ -207,19 +211,11 @@ class ChunkedHashTree:
         heap = self._by_arrival
         while heap[0][2].ticket != heap[0][1]:
             heappop(heap)
-        return heap[0][2].id
+        return heap[0][2].request.id
 
-    def arrival(self, request_id: Hashable) -> int:
-        """The arrival number of a waiting request: 0 for the first that came, and so on."""
-        return self._waiting[request_id].arrival
-
-    def length(self, request_id: Hashable) -> int:
-        """Chunks in a waiting request's path."""
-        return len(self._waiting[request_id].path)
-
-    def path(self, request_id: Hashable) -> list[Hashable]:
-        """The cumulative prefix hashes of an active request, as they were inserted."""
-        return [node.hash for node in self._active[request_id].path]
+    def request(self, request_id: Hashable) -> Request:
+        """The record of a waiting request."""
+        return self._waiting[request_id].request
 
     @property
     def tip_depth(self) -> int:
@@ -240,29 +236,29 @@ class ChunkedHashTree:
         """Every node, parents before their children, siblings by arrival."""
         tip = self._witness[self._tip - 1] if self._tip else None
         views: dict[Hashable, NodeView] = {}
-        for request in sorted((*self._waiting.values(), *self._active.values()), key=lambda request: request.arrival):
+        for place in sorted((*self._waiting.values(), *self._active.values()), key=lambda place: place.arrival):
             parent = None
-            for node in request.path:
+            for node in place.nodes:
                 views.setdefault(node.hash, NodeView(node.hash, parent, node.active, node.waiting, node is tip))
                 parent = node.hash
         return list(views.values())
 
     # -- waiting requests ----------------------------------------------------------------------------------------
 
-    def _start_waiting(self, request: _Request) -> None:
-        ticket = request.ticket = next(self._tickets)
-        entry = (len(request.path), request.arrival, ticket, request)
-        for node in request.path:
+    def _start_waiting(self, place: _Place) -> None:
+        ticket = place.ticket = next(self._tickets)
+        entry = (len(place.nodes), place.arrival, ticket, place)
+        for node in place.nodes:
             node.waiting += 1
             heappush(node.heap, entry)
             if node.active and (node.frontier is None or node.heap[0] is entry):
                 self._watch(node)
-        heappush(self._by_arrival, (request.arrival, ticket, request))
-        self._waiting[request.id] = request
+        heappush(self._by_arrival, (place.arrival, ticket, place))
+        self._waiting[place.request.id] = place
 
-    def _stop_waiting(self, request: _Request) -> None:
-        request.ticket = 0
-        for node in request.path:
+    def _stop_waiting(self, place: _Place) -> None:
+        place.ticket = 0
+        for node in place.nodes:
             node.waiting -= 1
             if len(node.heap) > 2 * node.waiting + _SLACK:
                 node.heap = [entry for entry in node.heap if entry[3].ticket == entry[2]]
@@ -288,18 +284,16 @@ class ChunkedHashTree:
             self._frontier = [entry for entry in self._frontier if entry[3].frontier is entry]
             heapify(self._frontier)
 
-    def _best_relative(self) -> tuple[_Request, int] | None:
+    def _best_relative(self) -> tuple[_Place, int] | None:
         """The best request that shares a chunk with the working set, and its cost."""
         floor = 0
         if self.order == "tip" and self._tip:
             keeper = self._deepest_with_waiting()
             if keeper < self._tip:
-                # Nobody waits at the tip: below the last node where somebody does, all lose the same and leave there.
-                if not keeper:
-                    return None
+                # Nobody waits at the tip. All who wait at the deepest node of its path leave the path there and lose the same.
                 node = self._witness[keeper - 1]
-                entry = node.shortest()
-                return entry[3], entry[0] - node.depth
+                entry = node.shortest() if keeper else None
+                return None if entry is None else (entry[3], entry[0] - node.depth)
             floor = self._tip
         frontier = self._frontier
         while frontier:
@@ -320,9 +314,9 @@ class ChunkedHashTree:
             frontier = self._frontier
         return None
 
-    def _deactivate(self, request: _Request) -> None:
-        self._active_chunks -= len(request.path)
-        for node in request.path:
+    def _deactivate(self, place: _Place) -> None:
+        self._active_chunks -= len(place.nodes)
+        for node in place.nodes:
             node.active -= 1
             if not node.active:
                 self._working_set -= 1
@@ -331,8 +325,8 @@ class ChunkedHashTree:
         if not self._active:
             self._witness, self._tip = [], 0
             return
-        if self._witness is request.path:
-            self._witness = next(iter(self._active.values())).path
+        if self._witness is place.nodes:
+            self._witness = next(iter(self._active.values())).nodes
         witness, size = self._witness, len(self._active)
         self._tip = _deepest(self._tip, len(witness), lambda depth: witness[depth - 1].active >= size)
 
@@ -343,11 +337,11 @@ class ChunkedHashTree:
                     self._watch(node)
         self._tip = depth
 
-    def _common_with_tip(self, path: list[_Node]) -> int:
-        witness, limit = self._witness, min(self._tip, len(path))
-        if limit and path[limit - 1] is witness[limit - 1]:
+    def _common_with_tip(self, nodes: list[_Node]) -> int:
+        witness, limit = self._witness, min(self._tip, len(nodes))
+        if limit and nodes[limit - 1] is witness[limit - 1]:
             return limit
-        return _deepest(0, limit, lambda depth: path[depth - 1] is witness[depth - 1])
+        return _deepest(0, limit, lambda depth: nodes[depth - 1] is witness[depth - 1])
 
     def _deepest_with_waiting(self) -> int:
         witness = self._witness
@@ -355,21 +349,21 @@ class ChunkedHashTree:
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
-    def _take(self, where: dict[Hashable, _Request], request_id: Hashable, state: str) -> _Request:
-        request = where.pop(request_id, None)
-        if request is None:
+    def _take(self, where: dict[Hashable, _Place], request_id: Hashable, state: str) -> _Place:
+        place = where.pop(request_id, None)
+        if place is None:
             raise KeyError(f"request {request_id!r} is not {state}")
-        return request
+        return place
 
-    def _prune(self, path: list[_Node]) -> None:
-        for node in path:
+    def _prune(self, nodes: list[_Node]) -> None:
+        for node in nodes:
             if not (node.active or node.waiting):
                 self._nodes.pop(node.hash, None)
 
 
-def _deepest(low: int, high: int, holds) -> int:
-    """The greatest depth in [low, high] at which ``holds``, given that it holds at ``low`` and at every depth above
-    one where it holds (as everything about prefixes does)."""
+def _deepest(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The greatest depth in [low, high] for which ``holds`` is true. It must be true for ``low``, and for every depth that is less
+    than one for which it is true (as with everything about prefixes)."""
     while low < high:
         middle = (low + high + 1) // 2
         if holds(middle):

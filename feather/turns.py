@@ -1,4 +1,4 @@
-"""Whose turn it would be, were the queue first come, first served."""
+"""Whose turn it would be if the queue were first come, first served."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,8 +7,8 @@ _KEPT = 10_000  # turns remembered
 
 
 class Turns:
-    """A request's turn is when as many requests have left the queue as came before it. Requests are numbered as they come,
-    from 0."""
+    """A request has its turn when as many requests have left the queue as came before it. Requests are numbered in order of
+    arrival, from 0. ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
@@ -30,7 +30,7 @@ class Turns:
             self._first -= 1
 
     def seconds_past(self, oldest: int) -> float:
-        """How long ago the request numbered ``oldest`` had its turn; 0 before that. Of requests overtaken by very many, how long ago
-        the first turn was that is still remembered."""
+        """Seconds since the request numbered ``oldest`` had its turn; 0 before that. If that turn is no longer remembered (10 000
+        later ones were given): seconds since the first that is."""
         place = max(0, oldest - self._first)
         return self._clock() - self._given[place] if place < len(self._given) else 0.0

@@ -10,6 +10,7 @@ from toy import ToyEngine, all_or_nothing, by_rows, closed_loop
 from feather.former import BatchFormer
 from feather.options import Options
 from feather.policies import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
+from feather.request import Request
 
 
 def throughput(options, step_seconds, **workload):
@@ -129,7 +130,7 @@ class Diary(Policy):
 def admit(former):
     former.new_step()
     while (id_ := former.next()) is not None:
-        former.start(id_)
+        former.add_to_batch(id_)
     return former.formed()
 
 
@@ -137,7 +138,7 @@ def test_a_decision_is_credited_while_its_batch_runs_also_with_steps_in_flight()
     diary = Diary()
     former = BatchFormer(diary)
     for id_, path in (("a", "abc"), ("b1", "xyz"), ("b2", "xyz"), ("c", "uvw")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     first = admit(former)  # a; then b1 at the cost of a's prefix; b2; not c
     second = admit(former)  # scheduled before the first one's result
     former.ran(first, 3, 0.1, 9)
@@ -158,8 +159,8 @@ def test_a_full_batch_is_nobodys_decision():
     diary = Diary()
     former = BatchFormer(diary, max_batch=2)
     for number in range(4):
-        former.wait(number, str(number))
-    former.start(former.next()), former.start(former.next())
+        former.insert(Request(number, str(number)))
+    former.add_to_batch(former.next()), former.add_to_batch(former.next())
     assert former.next() is not None and former.formed().decisions[-1].add
 
 

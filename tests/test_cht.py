@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from feather import cht
 from feather.cht import ORDERS, Candidate, ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
+from feather.request import Request
 
 SLACK = cht._SLACK
 
@@ -86,7 +87,7 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(prompt=prompts())
     def insert(self, prompt):
         path = hash_tokens(prompt, self.CHUNK)
-        self.tree.insert(self.ids, path)
+        self.tree.insert(Request(self.ids, path))
         self.model.insert(self.ids, path)
         self.ids += 1
 
@@ -111,10 +112,10 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(data=st.data(), back=st.booleans())
     def remove(self, data, back):
         id_ = data.draw(st.sampled_from(sorted(self.model.waiting)))
-        arrival = self.tree.remove(id_)
-        assert arrival == self.model.waiting[id_][0]
+        request = self.tree.remove(id_)
+        assert request.arrival == self.model.waiting[id_][0]
         if back:
-            self.tree.insert(id_, self.model.waiting[id_][1], arrival)
+            self.tree.insert(request)
         else:
             self.model.move(id_, self.model.waiting, None)
 
@@ -157,7 +158,7 @@ TestTree.settings = settings(max_examples=300, stateful_step_count=40, deadline=
 def make(order="cost", **paths):
     tree = ChunkedHashTree(order)
     for id_, path in paths.items():
-        tree.insert(id_, path)
+        tree.insert(Request(id_, path))
     return tree
 
 
@@ -216,7 +217,7 @@ def test_a_million_operations_leave_the_memory_where_it_was():
             resident[number] = psutil.Process().memory_info().rss
         choice = rng.random()
         if len(waiting) + len(active) < 100 and choice < 0.5 or not waiting + active:
-            tree.insert(new, rng.choice(paths))
+            tree.insert(Request(new, rng.choice(paths)))
             waiting.append(new)
             new += 1
         elif waiting and (choice < 0.7 or not active):
@@ -253,7 +254,7 @@ def test_decisions_are_the_same_whichever_hashes_the_paths_are_made_of(chunk):
     for path_of in sources:
         tree, seen = ChunkedHashTree(), []
         for number, prompt in enumerate(prompts):
-            tree.insert(number, path_of(prompt))
+            tree.insert(Request(number, path_of(prompt)))
         while (best := tree.find_best()) is not None:
             seen.append(best)
             tree.add_to_batch(best.request_id)
@@ -272,7 +273,7 @@ def test_unknown_and_duplicate_ids_are_refused_and_change_nothing():
         with pytest.raises(KeyError, match="'two' is not waiting"):
             operation("two")
     with pytest.raises(ValueError, match="in the tree already"):
-        tree.insert("one", "xyz")
+        tree.insert(Request("one", "xyz"))
     assert tree.find_best().request_id == "one" and set(tree._nodes) == set("abc")
     with pytest.raises(ValueError, match="order 'best'"):
         ChunkedHashTree("best")

@@ -56,7 +56,7 @@ def check(driver, requests, gone=()):
     assert scheduler.fallback is None and not scheduler.requests
     scheduler.waiting.reconcile()
     assert not scheduler.waiting.former.running and not scheduler.waiting.former.tree._nodes
-    assert not scheduler.waiting.admission._paths and not scheduler.waiting.admission._arrivals
+    assert not scheduler.waiting.admission.aside and not scheduler.waiting.admission.running and not scheduler.waiting.admission.waiting
 
 
 @pytest.mark.parametrize("caching", [True, False], ids=["prefix caching", "none"])

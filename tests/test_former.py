@@ -8,6 +8,7 @@ from feather.admission import Admission
 from feather.former import BatchFormer
 from feather.options import Options
 from feather.policies import BatchState, NeverStop, Policy, Threshold
+from feather.request import Request
 
 
 class Recorder(Policy):
@@ -24,7 +25,7 @@ class Recorder(Policy):
 def fill(former):
     started = []
     while (request := former.next()) is not None:
-        former.start(request)
+        former.add_to_batch(request)
         started.append(request)
     return started
 
@@ -33,7 +34,7 @@ def test_a_policy_sees_the_batch_as_it_is_and_is_asked_once():
     policy = Recorder()
     former = BatchFormer(policy)
     for id_, path in (("a1", "abc"), ("b1", "xyz"), ("a2", "abcd")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     assert fill(former) == ["a1", "a2"]
     former.next()
     former.next()
@@ -46,9 +47,9 @@ def test_a_policy_sees_the_batch_as_it_is_and_is_asked_once():
 def test_a_drained_batch_lets_the_next_one_in_and_its_stragglers_run_on():
     former = BatchFormer(Recorder(), straggler_share=0.5)
     for number in range(4):
-        former.wait(f"a{number}", "abc")
+        former.insert(Request(f"a{number}", "abc"))
     for number in range(3):
-        former.wait(f"b{number}", "xyz")
+        former.insert(Request(f"b{number}", "xyz"))
     assert fill(former) == ["a0", "a1", "a2", "a3"]
     former.finish("a0")
     assert former.next() is None
@@ -70,11 +71,11 @@ def test_who_is_overdue_in_a_committed_batch_begins_the_next_one():
     now = 0.0
     former = BatchFormer(Committed(), max_wait=10.0, clock=lambda: now)
     for id_, path in (("a0", "abc"), ("b0", "xyz"), ("b1", "xyz"), ("a1", "abc")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     assert fill(former) == ["a0", "a1"], "a1 has taken the turn of b0"
     now = 11.0
     former.new_step()
-    former.wait("a2", "abc")
+    former.insert(Request("a2", "abc"))
     assert fill(former) == ["b0", "b1"]
     assert former.tree.tip_depth == 3, "those before have been retired: a mixed batch would have nothing to lose ever after"
     assert former.running == {"a0", "a1", "b0", "b1"}
@@ -83,11 +84,11 @@ def test_who_is_overdue_in_a_committed_batch_begins_the_next_one():
 def test_who_was_preempted_and_breaks_a_committed_batch_begins_the_next_one():
     former = BatchFormer(Committed())
     for id_, path in (("b0", "xyz"), ("a0", "abc"), ("a1", "abc")):
-        former.wait(id_, path)
-    former.start("b0")
+        former.insert(Request(id_, path))
+    former.add_to_batch("b0")
     former.preempt("b0")
     for id_ in ("a0", "a1"):
-        former.start(id_)
+        former.add_to_batch(id_)
     former.new_step()
     assert fill(former) == ["b0"]
     assert former.tree.tip_depth == 3 and former.running == {"a0", "a1", "b0"}
@@ -96,7 +97,7 @@ def test_who_was_preempted_and_breaks_a_committed_batch_begins_the_next_one():
 def test_no_share_of_stragglers_means_strict_batches():
     former = BatchFormer(Recorder(), straggler_share=0.0)
     for id_, path in (("a0", "abc"), ("a1", "abc"), ("b0", "xyz")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     fill(former)
     former.finish("a0")
     assert former.next() is None
@@ -105,14 +106,14 @@ def test_no_share_of_stragglers_means_strict_batches():
 def test_asking_changes_nothing_until_the_seed_starts():
     former = BatchFormer(Recorder(), straggler_share=0.5)
     for id_, path in (("a0", "abc"), ("a1", "abc"), ("b0", "xyz")):
-        former.wait(id_, path)
-    fill_two = [former.next(), former.start("a0"), former.next(), former.start("a1")]
+        former.insert(Request(id_, path))
+    fill_two = [former.next(), former.add_to_batch("a0"), former.next(), former.add_to_batch("a1")]
     assert fill_two[::2] == ["a0", "a1"] and former.next() is None
     former.finish("a0")
     assert former.next() == "b0" and set(former.tree.active) == {"a1"}, "no row may be free for b0 yet"
-    former.wait("a2", "abc")
+    former.insert(Request("a2", "abc"))
     assert former.next() == "a2", "a relative that comes in time still joins"
-    former.start("a2")
+    former.add_to_batch("a2")
     assert former.running == {"a1", "a2"} == set(former.tree.active)
 
 
@@ -132,18 +133,18 @@ def test_nobody_waits_long_past_its_turn_behind_a_hot_prefix_that_never_ends(pol
     for second in range(300):
         clock.now = float(second)
         for _ in range(2):
-            former.wait(f"hot{hot}", "abc")
+            former.insert(Request(f"hot{hot}", "abc"))
             arrived[f"hot{hot}"] = second
             hot += 1
         if second % 7 == 0:
-            former.wait(f"cold{cold}", f"x{cold}")
+            former.insert(Request(f"cold{cold}", f"x{cold}"))
             arrived[f"cold{cold}"] = second
             cold += 1
         while len(running) > 6 or second == 150 and running:
             former.finish(running.pop(0))
         former.new_step()
         while len(running) < 8 and (request := former.next()) is not None:
-            former.start(request)
+            former.add_to_batch(request)
             running.append(request)
             waits[request] = second - arrived[request]
     strangers = [waits[name] for name in waits if name.startswith("cold")]
@@ -155,11 +156,11 @@ def test_a_long_queue_for_everybody_is_still_served_in_tree_order():
     clock = Clock()
     former = BatchFormer(NeverStop(), max_wait=1.0, clock=clock)
     for number in range(40):
-        former.wait(f"{number % 4}.{number}", [f"{number % 4}{letter}" for letter in "abc"])
+        former.insert(Request(f"{number % 4}.{number}", [f"{number % 4}{letter}" for letter in "abc"]))
     clock.now = 100.0  # everyone has waited long, but it was nobody's turn yet
     first = [former.next()]
     for _ in range(9):
-        former.start(first[-1])
+        former.add_to_batch(first[-1])
         first.append(former.next())
     assert {name[0] for name in first} == {"0"}
 
@@ -168,14 +169,14 @@ def bursty(saturated_after=4.0, policy=None):
     """A queue has ended, and two of "a" run; b0 and a2 have come since, together, and a3 after them."""
     former = BatchFormer(policy or NeverStop(), saturated_after=saturated_after)
     for id_ in ("a0", "a1"):
-        former.wait(id_, "abc")
+        former.insert(Request(id_, "abc"))
     fill(former)
     assert not former.formed().contended
     for id_, path in (("b0", "xyz"), ("a2", "abc")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     former.new_step()
     assert former.next() == "a2", "a sweep is served in the order of the tree"
-    former.wait("a3", "abc")
+    former.insert(Request("a3", "abc"))
     assert former.waiting == 3
     return former
 
@@ -188,55 +189,55 @@ def test_in_a_burst_who_comes_while_others_wait_is_served_after_them():
 
 def test_a_queue_of_so_many_batches_is_no_burst_and_relatives_overtake_in_it():
     former = bursty()
-    former.wait("b1", "xyz")
+    former.insert(Request("b1", "xyz"))
     for number in range(3):
         assert former.formed().burst, f"{4 + number} of 8"
-        former.wait(f"c{number}", "uvw")
-    former.wait("a4", "abc")
+        former.insert(Request(f"c{number}", "uvw"))
+    former.insert(Request("a4", "abc"))
     assert not former.formed().burst
     former.new_step()
     assert fill(former)[:3] == ["a2", "a3", "a4"]
     assert not former.formed().contended
-    former.wait("d1", "abc")
+    former.insert(Request("d1", "abc"))
     assert former.formed().burst
 
 
 def test_a_full_batch_whose_queue_is_empty_for_a_moment_ends_no_queue():
     former = BatchFormer(NeverStop(), saturated_after=4.0, max_batch=2)
     for number in range(9):
-        former.wait(number, "abc")
+        former.insert(Request(number, "abc"))
     for number in range(9):
-        former.start(number)
+        former.add_to_batch(number)
         former.formed()
         if number:
             former.finish(number)
-    former.wait(9, "abc")
-    former.start(9)
+    former.insert(Request(9, "abc"))
+    former.add_to_batch(9)
     assert former.formed().contended
-    former.wait(10, "abc")
+    former.insert(Request(10, "abc"))
     assert not former.formed().burst
 
 
 def test_a_queue_of_lower_priority_is_a_queue():
     admission = Admission(BatchFormer(NeverStop(), saturated_after=4.0), by_priority=True)
     for key, priority in (("urgent", 0), ("patient", 1)):
-        admission.wait(key, lambda: "abc", priority)
-    admission.start(admission.next(busy=False))
+        admission.insert(Request(key, "abc", priority))
+    admission.add_to_batch(admission.next(busy=False))
     formed = admission.formed()
     assert formed.contended and not formed.burst, "patient waits, although the former has not seen it yet"
-    admission.start(admission.next(busy=True))
+    admission.add_to_batch(admission.next(busy=True))
     assert not admission.formed().contended
 
 
 def test_an_urgent_request_makes_no_burst_of_an_overload():
     admission = Admission(BatchFormer(NeverStop(), saturated_after=1.0, max_batch=2), by_priority=True)
     for key in range(4):
-        admission.wait(key, lambda: "abc", 1)
+        admission.insert(Request(key, "abc", 1))
     for _ in range(2):
-        admission.start(admission.next(busy=False))
+        admission.add_to_batch(admission.next(busy=False))
     assert not admission.formed().burst
-    admission.former._admitted = 0  # as though a queue had ended
-    admission.wait("urgent", lambda: "xyz", 0)
+    admission.former._bursts._admitted = 0  # as though a queue had ended
+    admission.insert(Request("urgent", "xyz", 0))
     admission.next(busy=True)
     assert not admission.formed().burst, "three wait, one of them offered"
 
@@ -244,16 +245,16 @@ def test_an_urgent_request_makes_no_burst_of_an_overload():
 def test_nobody_of_a_lower_priority_waits_for_ever_behind_relatives_and_urgent_ones():
     clock = Clock()
     admission = Admission(BatchFormer(NeverStop(), max_wait=5.0, clock=clock), by_priority=True)
-    admission.wait("cold", lambda: "xyz", 1)
+    admission.insert(Request("cold", "xyz", 1))
     started, running = {}, []
     for second in range(60):
         clock.now = float(second)
         for name, priority in ((f"hot{second}", 1), (f"hot{second}b", 1), (f"urgent{second}", 0)):
-            admission.wait(name, lambda: "abc", priority)
+            admission.insert(Request(name, "abc", priority))
         admission.former.new_step()
         for _ in range(2):
             key = admission.next(busy=bool(running))
-            admission.start(key)
+            admission.add_to_batch(key)
             started[key] = second
             running.append(key)
         while len(running) > 1:
@@ -266,18 +267,18 @@ def test_an_idle_engine_that_steps_ends_no_queue():
     former = BatchFormer(NeverStop(), saturated_after=4.0)
     former.formed()
     for number in range(3):
-        former.wait(number, "abc")
-    former.start(0)
+        former.insert(Request(number, "abc"))
+    former.add_to_batch(0)
     assert not former.formed().burst
 
 
 def test_the_first_queue_is_no_burst_since_none_has_ended_yet():
     former = BatchFormer(NeverStop(), saturated_after=4.0)
     for id_, path in (("a0", "abc"), ("b0", "xyz"), ("a1", "abc")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     assert not former.formed().burst
-    former.start("a0")
-    former.wait("a2", "abc")
+    former.add_to_batch("a0")
+    former.insert(Request("a2", "abc"))
     assert fill(former) == ["a1", "a2", "b0"]
 
 
@@ -287,11 +288,11 @@ def test_a_policy_that_stops_has_all_that_waits_before_it():
 
 def test_a_request_of_the_next_sweep_can_leave_come_back_and_be_started_unasked():
     former = bursty()
-    former.wait("b1", "xyz")
+    former.insert(Request("b1", "xyz"))
     with pytest.raises(ValueError, match="'a3' waits already"):
-        former.wait("a3", "abc")
-    former.wait("a3", "abc", former.cancel("a3"))
-    former.start("b1")
+        former.insert(Request("a3", "abc"))
+    former.insert(former.remove("a3"))
+    former.add_to_batch("b1")
     assert former.waiting == 3 and former.running == {"a0", "a1", "b1"}
     assert fill(former) == ["b0", "a2", "a3"], "b0 is b1's relative, and a3 is still of the next sweep"
 
@@ -305,18 +306,18 @@ def test_whatever_happens_everybody_is_served_once(seed):
         clock.now += draw.random()
         former.new_step()
         if number < 200:
-            former.wait(number, draw.choice(["abc", "abd", "xyz"]))
+            former.insert(Request(number, draw.choice(["abc", "abd", "xyz"])))
             waiting.add(number)
         if waiting and draw.random() < 0.2:
             one = draw.choice(sorted(waiting))
-            former.wait(one, "abc", former.cancel(one))
+            former.insert(former.remove(one))
         if running and draw.random() < 0.1:
             one = draw.choice(sorted(running))
             former.preempt(one)
             running.remove(one)
             waiting.add(one)
         while len(running) < 4 and (one := former.next()) is not None:
-            former.start(one)
+            former.add_to_batch(one)
             waiting.remove(one)
             running.add(one)
         assert former.waiting == len(waiting) and former.running == running
@@ -332,9 +333,9 @@ def test_whatever_happens_everybody_is_served_once(seed):
 def test_a_preempted_request_goes_first_again():
     former = BatchFormer(NeverStop())
     for id_, path in (("a", "abc"), ("b", "xyz"), ("c", "abc")):
-        former.wait(id_, path)
+        former.insert(Request(id_, path))
     for id_ in ("a", "b"):
-        former.start(id_)
+        former.add_to_batch(id_)
     former.preempt("b")
     assert former.next() == "b"
 
@@ -343,13 +344,13 @@ def test_requests_that_are_deferred_again_and_again_use_up_nobodys_turn():
     clock = Clock()
     former = BatchFormer(NeverStop(), max_wait=1.0, clock=clock)
     for number in range(12):
-        former.wait(number, "ab" if number % 2 else "xy")
-    former.start(former.next())
+        former.insert(Request(number, "ab" if number % 2 else "xy"))
+    former.add_to_batch(former.next())
     for _ in range(50):
         clock.now += 1
         former.new_step()
         former.next()
-        former.wait(2, "xy", former.cancel(2))
+        former.insert(former.remove(2))
     assert former.next() == 2, "the batch's relative, since nobody else has had a turn that passed"
 
 

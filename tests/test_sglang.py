@@ -28,7 +28,7 @@ from sglang_modelless import Driver, make_request, make_scheduler, server_argume
 from feather.hashing import hash_tokens
 from feather.policies import Policy
 from feather.sglang import install
-from feather.sglang.schedule_policy import FeatherPolicy, prefix_path
+from feather.sglang.schedule_policy import FeatherSchedulePolicy, prompt_path
 from feather.vllm import FeatherScheduler
 
 CHUNK = 32
@@ -68,7 +68,7 @@ def groups_of(ids):
 def is_empty(scheduler):
     scheduler.policy.formed(scheduler.waiting_queue)
     former = scheduler.policy.former
-    return not former.running and not former.tree.nodes() and not scheduler.policy.admission._paths
+    return not former.running and not former.tree.nodes() and not scheduler.policy.admission.aside
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -177,7 +177,7 @@ def test_an_extra_key_is_part_of_the_prefix(key):
     mine, same, other, none = (
         make_request(str(i), tokens, **({key: value} if value else {})) for i, value in enumerate(["a", "a", "b", None])
     )
-    paths = [list(prefix_path(request, CHUNK)) for request in (mine, same, other, none)]
+    paths = [list(prompt_path(request, CHUNK)) for request in (mine, same, other, none)]
     assert (
         paths[0] == paths[1]
         and not set(paths[0]) & set(paths[2])
@@ -396,7 +396,7 @@ def test_the_schedulers_own_process_has_it_too(tmp_path):
     root = str(Path(__file__).parents[1])
     environment = {"PYTHONPATH": root, "FEATHER_OPTIONS": '{"policy": "threshold"}', "PATH": "/usr/bin:/bin"}
     found = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-2:] == ["FeatherScheduler", "threshold"]
+    assert found.stdout.split()[-2:] == ["FeatherSglangScheduler", "threshold"]
 
 
 @pytest.mark.parametrize("text, message", [("{", "is no JSON"), ("[1]", "must be a JSON object")])
@@ -409,5 +409,5 @@ def test_options_that_are_no_json_object_are_refused(text, message, monkeypatch)
 
 
 def test_a_prompt_of_embeddings_shares_nothing():
-    assert prefix_path(SimpleNamespace(input_embeds=[[0.0]], origin_input_ids=[1] * 64, extra_key=None), CHUNK) == ()
-    assert FeatherPolicy.calc_priority.__name__ == SchedulePolicy.calc_priority.__name__  # the name that SGLang calls
+    assert prompt_path(SimpleNamespace(input_embeds=[[0.0]], origin_input_ids=[1] * 64, extra_key=None), CHUNK) == ()
+    assert FeatherSchedulePolicy.calc_priority.__name__ == SchedulePolicy.calc_priority.__name__  # the name that SGLang calls

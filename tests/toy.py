@@ -4,6 +4,7 @@ import random
 from collections import deque
 
 from feather.former import BatchFormer
+from feather.request import Request
 
 
 def all_or_nothing(rows):
@@ -33,13 +34,13 @@ class ToyEngine:
     def add(self, group, decode):
         self.count += 1
         self.waiting[self.count] = [group, decode]
-        self.former.wait(self.count, [f"{group}.{depth}" for depth in range(self.prefix)])
+        self.former.insert(Request(self.count, [f"{group}.{depth}" for depth in range(self.prefix)]))
 
     def step(self):
         self.former.new_step()
         admitted = 0
         while len(self.running) < self.max_batch and (id_ := self.former.next()) is not None:
-            self.former.start(id_)
+            self.former.add_to_batch(id_)
             self.running[id_] = self.waiting.pop(id_)
             admitted += 1
         formed = self.former.formed()

@@ -1,14 +1,33 @@
-"""When to stop adding requests to the batch: one decision per candidate.
+"""Stopping policies: for each candidate, add it to the batch or stop and run the batch as it stands.
 
-Every policy answers ``decide(state)``: True adds the candidate, False stops and runs the batch as it stands. It is asked
-only where stopping is possible at all: never for the seed of an empty batch, never beyond the engine's largest batch.
+Every policy answers ``decide(state)``: True adds the candidate, False stops. It is asked only where stopping is possible:
+never for the first request of an empty batch, never once the engine's largest batch is reached.
+
+One file per policy; ``registry`` lists them by name. ``Guard`` and ``Traced`` wrap a policy.
 """
 
 from feather.policies.bandit import Bandit
 from feather.policies.base import BatchState, Decision, Policy, Step
 from feather.policies.guard import Guard
 from feather.policies.network import Network
-from feather.policies.rules import NeverStop, StrictStop, Threshold
+from feather.policies.never_stop import NeverStop
+from feather.policies.registry import POLICIES
+from feather.policies.strict_stop import StrictStop
+from feather.policies.threshold import Threshold, ThresholdSettings
 from feather.policies.trace import Traced
 
-__all__ = ["Bandit", "BatchState", "Decision", "Guard", "Network", "NeverStop", "Policy", "Step", "StrictStop", "Threshold", "Traced"]
+__all__ = [
+    "POLICIES",
+    "Bandit",
+    "BatchState",
+    "Decision",
+    "Guard",
+    "Network",
+    "NeverStop",
+    "Policy",
+    "Step",
+    "StrictStop",
+    "Threshold",
+    "ThresholdSettings",
+    "Traced",
+]

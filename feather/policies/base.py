@@ -1,14 +1,17 @@
-"""What a stopping policy sees, answers, and is told afterwards."""
+"""The interface of a stopping policy: what it sees, what it answers, and what it is told afterwards."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from feather.policies import checkpoint
+from feather.policies.checkpoint import read_checkpoint, write_checkpoint
 
 
 class BatchState(NamedTuple):
-    """The moment of one decision. Prefix depths are in chunks. The first three are the paper's state; those after
-    ``stragglers`` are filled in only for a policy that is ``wide``."""
+    """The state in which one decision is made. Prefix depths are in chunks.
+
+    The first three fields are the paper's state. The fields after ``stragglers`` are filled in only for a ``wide`` policy.
+    """
 
     batch_size: int
     """b: requests in the batch so far, at least 1"""
@@ -19,90 +22,118 @@ class BatchState(NamedTuple):
     waiting: int
     """requests that wait, the candidate included"""
     stragglers: int = 0
-    """requests that still run of batches before this one"""
+    """requests of earlier batches that still run"""
     tip: int = 0
     """depth of the batch's shared-prefix tip"""
     length: int = 0
-    """the candidate's own prefix, shared or not"""
+    """length of the candidate's own prefix, shared or not"""
     oldest_wait: float = 0.0
-    """seconds that the request has waited which waits longest"""
+    """how long the oldest waiting request has waited, seconds"""
     kv_use: float = 0.0
     """share of the KV cache in use, 0 … 1"""
 
 
 class Decision(NamedTuple):
+    """A policy's answer in one state."""
+
     state: BatchState
     add: bool
     """True: ADD, False: STOP"""
 
 
 class Step(NamedTuple):
-    """One engine step that was run, as a policy is told of it."""
+    """One engine step that has run, as a policy is told of it."""
 
     tokens: int
-    """output tokens that it gave"""
+    """output tokens"""
     seconds: float
-    """what it took"""
+    """duration"""
     prefill_tokens: int = 0
-    """prompt tokens that it computed; such a step says nothing about decoding"""
+    """prompt tokens computed; a step with prefill says nothing about decode throughput"""
     decisions: tuple[Decision, ...] = ()
-    """those that formed its batch: each ADD that cost shared prefix, and each STOP of a policy that ``commits``, for as long as
-    any request runs that was in the batch then; and the STOP of one that does not, for this step"""
+    """the decisions that formed the batch. An ADD that cost shared prefix, and a STOP of a policy that ``commits``, count as long
+    as any request runs that was in the batch then; a STOP of any other policy counts for this step only"""
     contended: bool = True
-    """whether there were more requests than fit, so that deciding otherwise would have made another step of it"""
+    """whether there were more requests than fit, so that another decision would have made another step"""
     phase: int = 0
-    """the policy's ``phase`` when the step was scheduled: with steps in flight it may have moved on since"""
+    """the policy's ``phase`` when the step was scheduled; with steps in flight it may have changed since"""
     settled: bool = True
     """False while much of the batch was admitted in an earlier phase"""
     alone: bool = True
     """False while much of what ran were stragglers of earlier batches"""
     burst: bool = False
-    """whether the queue is taken for a burst, so that tails are at stake, and throughput is not"""
+    """whether the queue is taken for a burst: then tail latency matters, and throughput does not"""
+
+
+class CommonOptions(Protocol):
+    """What a policy may use of the options that all policies share (``feather.options.Options``)."""
+
+    @property
+    def chunk_size(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The options of a policy that has none of its own."""
 
 
 class Policy:
-    """When to stop filling the batch. Subclasses answer ``decide``; those that learn override the rest.
+    """When to stop filling the batch. A subclass answers ``decide``; one that learns overrides ``feedback``, ``learned`` and
+    ``restore`` too; one with options overrides ``settings`` and ``make``.
 
-    The surface follows Stable-Baselines3's predict, learn, save and load, except that learning goes on while serving:
+    The methods follow Stable-Baselines3's predict, learn, save and load, except that learning goes on while serving:
     ``feedback`` is called after every engine step.
     """
 
+    settings: ClassVar[type] = NoSettings
+    """the policy's own options: a dataclass whose fields are made by ``feather.settings.setting``"""
     kind: ClassVar[str | None] = None
-    """what its checkpoints are marked with; None: it learns nothing"""
+    """the mark of its checkpoints; None: it learns nothing"""
     version: ClassVar[int] = 1
-    """of its checkpoints"""
-    wide: ClassVar[bool] = False
+    """version of its checkpoints"""
+    wide: bool = False
     """whether it looks at the wider state"""
-    fills = False
-    """True: it means to stop nowhere, so that the batch is everything that runs, however mixed"""
-    commits: ClassVar[bool] = False
-    """whether its STOP holds until the batch is gone (only those join that cost no shared prefix), and is judged by all of
-    that time; otherwise it is asked again in every step"""
-    phase = 0
-    """changes when what it does now must not be judged by the batch it found"""
+    fills: bool = False
+    """True while it never stops: the batch is then everything that runs, however mixed"""
+    commits: bool = False
+    """whether its STOP holds until the batch is gone (only requests that cost no shared prefix may join) and is judged by all
+    of that time; otherwise it is asked again in every step"""
+    phase: int = 0
+    """changes when what it does from now on must not be judged by the batch that it found"""
+
+    @classmethod
+    def make(cls, settings: Any, common: CommonOptions) -> "Policy":
+        """A new policy with these settings (an instance of ``cls.settings``). Raises ValueError or OSError if that fails."""
+        return cls()
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Raises ValueError for settings that can be seen to be wrong at start-up; called only if the policy is chosen."""
 
     def decide(self, state: BatchState) -> bool:
         """True: ADD the candidate. False: STOP and run the batch as it stands."""
         raise NotImplementedError
 
     def feedback(self, step: Step) -> None:
-        """A step has run. Called once for every step, in their order."""
+        """A step has run. Called once per step, in the order of the steps."""
 
     def learned(self) -> Any:
-        """All that it has learned, of what JSON knows."""
+        """Everything it has learned, as values that JSON can hold."""
         raise TypeError(f"{type(self).__name__} learns nothing: there is nothing to save or load")
 
     def restore(self, learned: Any) -> None:
-        """Go on from what ``learned`` gave."""
+        """Continue from what ``learned`` returned."""
         raise TypeError(f"{type(self).__name__} learns nothing: there is nothing to save or load")
 
     def save(self, path: Path) -> None:
-        checkpoint.write(path, self.kind, self.version, self.learned())
+        """Write what it has learned to a file."""
+        learned = self.learned()
+        write_checkpoint(path, self.kind or "", self.version, learned)
 
     def load(self, path: Path) -> None:
-        """Go on from what ``save`` wrote. Raises FileNotFoundError, or ValueError for a file that is damaged or of another
-        kind or version; the policy is then as it was."""
-        learned = checkpoint.read(path, self.kind, self.version)
+        """Continue from what ``save`` wrote. Raises FileNotFoundError, or ValueError for a file that is damaged or of another
+        kind or version; the policy is then unchanged."""
+        learned = read_checkpoint(Path(path), self.kind or "", self.version)
         try:
             self.restore(learned)
         except (ValueError, KeyError, TypeError, IndexError) as error:

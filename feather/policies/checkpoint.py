@@ -3,12 +3,14 @@
 import json
 import os
 from hashlib import sha256
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 
-def write(path: Path, kind: str, version: int, learned: Any) -> None:
-    """Replace the file in one stroke, so that a reader or a crash never meets half of one. Numbers must be finite."""
+def write_checkpoint(path: Path, kind: str, version: int, learned: Any) -> None:
+    """Write ``learned`` (what JSON can hold; numbers must be finite). The file is replaced in one stroke, so that neither a reader
+    nor a crash ever finds half of it."""
     body = json.dumps(learned, allow_nan=False)
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -16,10 +18,10 @@ def write(path: Path, kind: str, version: int, learned: Any) -> None:
     unfinished.replace(path)
 
 
-def read(path: Path, kind: str, version: int) -> Any:
-    """What ``write`` was given. Raises FileNotFoundError, or ValueError for a file that is damaged or of another kind or
-    version."""
-    text = Path(path).read_bytes()
+def read_checkpoint(path: Path | Traversable, kind: str, version: int) -> Any:
+    """What ``write_checkpoint`` was given. Raises FileNotFoundError, or ValueError for a file that is damaged or of another kind
+    or version."""
+    text = path.read_bytes()
     try:
         found = json.loads(text)
         body = json.dumps(found["learned"], allow_nan=False)

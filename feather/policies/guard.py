@@ -82,14 +82,7 @@ class Guard(Policy):
     def __post_init__(self) -> None:
         self.rates = self.rates or {fills: Rate(5 * self.enough) for fills in (True, False)}
         self._wait = self.first
-
-    @property
-    def wide(self) -> bool:
-        return self.policy.wide
-
-    @property
-    def commits(self) -> bool:
-        return self.policy.commits
+        self.wide, self.commits = self.policy.wide, self.policy.commits
 
     def decide(self, state: BatchState) -> bool:
         if self.fills:
@@ -222,7 +215,7 @@ class Guard(Policy):
             self.on_trial = False
             self._since_trial = 0.0
             self.budget -= max(self.regret, 0.0)
-            self.rates[self.fills] = self._before
+            self.rates[self.fills] = self._before or Rate(5 * self.enough)
         self._since_trial = min(self._since_trial, self._wait - self.enough)  # the next one is judged by what comes after the burst
         if not self.fills:
             self._change_driver()

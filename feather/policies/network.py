@@ -1,39 +1,64 @@
-"""A small neural network as a stopping policy: trained elsewhere (``lab.train``), run with numpy alone."""
+"""A small neural network as a stopping policy: trained beforehand (``lab.train``), run with numpy alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
 
-from feather.policies import checkpoint
-from feather.policies.base import BatchState, Policy
+from feather.policies.base import BatchState, CommonOptions, Policy
+from feather.policies.checkpoint import read_checkpoint, write_checkpoint
+from feather.settings import setting
 
 KIND, VERSION = "feather network", 1
 NARROW = 3  # fields of BatchState: b, Δ, w
 
-# Counts to 1 at 1023, the wait at 60 s, the share of the KV cache at 1.
+# Counts become 1 at 1023, the wait at 60 s, the share of the KV cache at 1.
 _SCALE = 1 / np.log1p([1023, 1023, 1023, 1023, 1023, 1023, 1023, 60, 1])
+_TRAINED = files("feather.policies") / "trained"
+
+
+def trained_names() -> list[str]:
+    """Names of the networks that come with the package."""
+    return sorted(file.name.removesuffix(".json") for file in _TRAINED.iterdir() if file.name.endswith(".json"))
+
+
+def find_network(name_or_path: str) -> Path | Traversable | None:
+    """The file of a network that comes with the package, by its name, or of any other, by its path; None if there is none."""
+    if name_or_path in trained_names():
+        return _TRAINED / f"{name_or_path}.json"
+    path = Path(name_or_path).expanduser()
+    return path if path.is_file() else None
 
 
 def features(state: BatchState, wide: bool) -> np.ndarray:
-    """What the network sees: (b, Δ, w), or all fields of the state, on a logarithmic scale of about 0 … 1. Float64."""
+    """The network's input, shape (3,) or (9,), float64: (b, Δ, w), or all fields of the state, on a logarithmic scale of about
+    0 … 1."""
     count = len(state) if wide else NARROW
     return np.log1p(state[:count]) * _SCALE[:count]
 
 
-class Network(Policy):
-    """Adds where the last layer's one output is at least 0. ReLU between the layers.
+@dataclass(frozen=True)
+class NetworkSettings:
+    network: str = setting("", "file that ``python -m lab.train`` has written, or the name of a network that comes with Feather")
 
-    It learns nothing while serving, and like those who trained it holds a STOP until the batch is gone.
+
+class Network(Policy):
+    """Adds the candidate if the one output of the last layer is at least 0. ReLU between the layers.
+
+    It learns nothing while serving. Like the policies that trained it, it holds a STOP until the batch is gone.
 
     Args:
-        layers: (weights, shape outputs × inputs; biases) of each layer; the last has one output.
-        wide: whether it sees all of the state or (b, Δ, w).
-        trained: on what, by what, with which result; kept in its file.
+        layers: (weights, shape outputs × inputs; biases, shape outputs) of each layer; the last has one output.
+        wide: whether it sees the whole state or only (b, Δ, w).
+        trained: how it was trained and with which result; kept in its file.
 
     Raises ValueError for layers that do not fit each other or hold numbers that are not finite.
     """
 
+    settings = NetworkSettings
     commits = True
 
     def __init__(self, layers: Sequence[tuple], wide: bool, trained: dict | None = None):
@@ -51,17 +76,31 @@ class Network(Policy):
         (self._last,), (self._threshold,) = self.layers[-1][0], -self.layers[-1][1]
 
     @classmethod
-    def read(cls, path: Path) -> "Network":
+    def check(cls, settings: NetworkSettings) -> None:
+        if find_network(settings.network) is None:
+            raise ValueError(
+                f"option network={settings.network!r} must name a file that python -m lab.train has written, or one of the networks "
+                f"that come with Feather: {', '.join(trained_names())}"
+            )
+
+    @classmethod
+    def make(cls, settings: NetworkSettings, common: CommonOptions) -> "Network":
+        cls.check(settings)
+        return cls.read(settings.network)
+
+    @classmethod
+    def read(cls, name_or_path: str | Path) -> "Network":
         """Raises FileNotFoundError, or ValueError for a file that is damaged or of another kind or version."""
-        learned = checkpoint.read(path, KIND, VERSION)
+        file = find_network(str(name_or_path)) or Path(name_or_path)
+        learned = read_checkpoint(file, KIND, VERSION)
         try:
             return cls(learned["layers"], bool(learned["wide"]), learned["trained"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not what lab.train of version {VERSION} writes ({error})") from None
+            raise ValueError(f"{file} is not what lab.train of version {VERSION} writes ({error})") from None
 
     def save(self, path: Path) -> None:
         layers = [[weights.tolist(), biases.tolist()] for weights, biases in self.layers]
-        checkpoint.write(path, KIND, VERSION, {"wide": self.wide, "layers": layers, "trained": self.trained})
+        write_checkpoint(path, KIND, VERSION, {"wide": self.wide, "layers": layers, "trained": self.trained})
 
     def decide(self, state: BatchState) -> bool:
         if not state.tip_loss:

@@ -1,4 +1,4 @@
-"""Feather behind SGLang's scheduler: ``install()``, then ``--schedule-policy feather``."""
+"""Feather as SGLang's schedule policy: ``install()``, then ``--schedule-policy feather``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ __all__ = ["POLICY", "VERSION", "check_version", "install", "missing"]
 
 
 def install(options: Mapping[str, Any] | None = None) -> None:
-    """Make ``--schedule-policy feather`` valid in this process. ``options``: of ``feather.options.Options``.
+    """Make ``--schedule-policy feather`` valid in this process. ``options``: see ``feather.options.Options``.
 
-    SGLang's scheduler runs in a process of its own, started by spawning, which imports the launching script again: so call
-    this at the script's top level, outside its ``__main__`` guard (as ``feather.sglang.serve`` does).
+    SGLang's scheduler runs in a spawned process of its own, which imports the launching script again. So call this at the
+    script's top level, outside its ``__main__`` guard (as ``feather.sglang.serve`` does).
 
     Raises ImportError for another SGLang, ValueError for a wrong option. Installing again replaces the options.
     """

@@ -1,4 +1,4 @@
-"""SGLang's own scheduler with Feather's policy and adder in place of its own."""
+"""SGLang's scheduler with Feather's policy and adder in place of its own."""
 
 import logging
 import time
@@ -15,17 +15,17 @@ from sglang.srt.managers.scheduler import Scheduler
 from feather.former import Formed
 from feather.memory import Memory
 from feather.options import Options
-from feather.sglang.schedule_policy import FeatherPolicy, Verdict
+from feather.sglang.schedule_policy import FeatherSchedulePolicy, Verdict
 from feather.sglang.supported import POLICY
 
 logger = logging.getLogger(__name__)
 
 _MOST = 64  # steps in flight; more have been dropped by the engine
-SEAT = "feather_policy"  # where an adder finds the policy: on the cache, the one thing that both have for good
+SEAT = "feather_policy"  # where an adder finds the policy: an attribute of the cache, the one object that both keep
 
 
 class FeatherAdder(PrefillAdder):
-    """Adds the requests that Feather chooses, and none once it has stopped the batch."""
+    """Adds the requests that Feather chooses, and none after it has stopped the batch."""
 
     def add_one_req(self, req: Req, *args, **kwargs) -> AddReqResult:
         policy = getattr(self.tree_cache, SEAT, None)
@@ -41,41 +41,42 @@ class FeatherAdder(PrefillAdder):
         return result
 
 
-class _Step(NamedTuple):
+class _StepInFlight(NamedTuple):
     formed: Formed | None
     start: float
     prefill_tokens: int
 
 
-class FeatherScheduler(Scheduler):
-    """SGLang's scheduler; what ``--schedule-policy feather`` changes is the choice of the next request, and when to stop.
+class FeatherSglangScheduler(Scheduler):
+    """SGLang's scheduler; with ``--schedule-policy feather``, Feather chooses the next request and when to stop.
 
-    Should Feather fail while serving, SGLang's own first come, first served takes over for the rest of the run, with one
-    error in the log; ``fallback`` then says why.
+    If Feather fails while serving, SGLang's first come, first served takes over for the rest of the run, with one error in the
+    log, and ``fallback`` gives the reason.
     """
 
     clock = staticmethod(time.monotonic)
-    """seconds; a simulation puts its own in place"""
+    """gives seconds; a simulation puts its own in place"""
 
     feather_options = Options()
-
     fallback: str | None = None
+    schedule_policy: str
+    policy: Any
 
     def init_schedule_policy(self) -> None:
         if self.schedule_policy != POLICY:
             return super().init_schedule_policy()
         refuse_unsupported(self.server_args)
         self.schedule_policy = "fcfs"
-        super().init_schedule_policy()  # what else it sets up; and the policy to fall back to
+        super().init_schedule_policy()  # sets up other things too, and gives the policy to fall back to
         self._own_policy, self.schedule_policy = self.policy, POLICY
         self.policy = self.make_feather_policy(self.feather_options)
         setattr(self.tree_cache, SEAT, self.policy)
         self._memory = Memory(self.feather_options.checkpoint, self.dp_rank or 0, logger)
         self._memory.recall(self.policy.former.policy)
-        self._steps: deque[_Step] = deque(maxlen=_MOST)
+        self._steps: deque[_StepInFlight] = deque(maxlen=_MOST)
         self._last_result = float("-inf")
 
-    def make_feather_policy(self, options: Options) -> FeatherPolicy:
+    def make_feather_policy(self, options: Options) -> FeatherSchedulePolicy:
         pool = self.token_to_kv_pool_allocator
         former = options.make_former(
             max_batch=self.max_running_requests,
@@ -87,10 +88,10 @@ class FeatherScheduler(Scheduler):
         def busy() -> bool:
             return bool(self.running_batch.reqs) or self.chunked_req is not None
 
-        return FeatherPolicy(former, options.chunk_size, busy, sign, options.decision_budget)
+        return FeatherSchedulePolicy(former, options.chunk_size, busy, sign, options.decision_budget)
 
     def get_next_batch_to_run(self) -> ScheduleBatch | None:
-        if not isinstance(self.policy, FeatherPolicy):
+        if not isinstance(self.policy, FeatherSchedulePolicy):
             return super().get_next_batch_to_run()
         start = self.clock()
         batch = super().get_next_batch_to_run()
@@ -98,18 +99,18 @@ class FeatherScheduler(Scheduler):
         if self.policy.failure is not None:
             self._fall_back(self.policy.failure)
         elif batch is not None:
-            self._steps.append(_Step(formed, start, prefill_tokens(batch)))
+            self._steps.append(_StepInFlight(formed, start, batch_prefill_tokens(batch)))
         return batch
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
-        if not (isinstance(self.policy, FeatherPolicy) and self._steps):
+        if not (isinstance(self.policy, FeatherSchedulePolicy) and self._steps):
             return super().process_batch_result(batch, result)
         requests = list(batch.reqs)
         before = sum(len(request.output_ids) for request in requests)
         super().process_batch_result(batch, result)
         tokens = sum(len(request.output_ids) for request in requests) - before
         step, now = self._steps.popleft(), self.clock()  # results come in the order of the steps
-        # With overlap a step is scheduled while the one before it runs: it takes from the later of both.
+        # With overlap a step is scheduled while the one before it runs, so its time begins at the later of the two moments.
         seconds = now - max(step.start, self._last_result)
         self._last_result = now
         self.policy.ran(step.formed, tokens, seconds, step.prefill_tokens)
@@ -122,7 +123,7 @@ class FeatherScheduler(Scheduler):
         delattr(self.tree_cache, SEAT)
 
 
-def prefill_tokens(batch: ScheduleBatch) -> int:
+def batch_prefill_tokens(batch: ScheduleBatch) -> int:
     """Prompt tokens that the step computes."""
     if not batch.forward_mode.is_extend():
         return 0
@@ -130,7 +131,7 @@ def prefill_tokens(batch: ScheduleBatch) -> int:
 
 
 def refuse_unsupported(arguments: Any) -> None:
-    """Raises ValueError where SGLang's server arguments ask for what Feather cannot do."""
+    """Raises ValueError if SGLang's server arguments ask for what Feather cannot do."""
     for name, supported, why in (
         ("tp_size", 1, "every rank schedules for itself and all must decide alike, but Feather's decisions depend on measured time"),
         ("pp_size", 1, "every stage schedules for itself and all must decide alike, but Feather's decisions depend on measured time"),
@@ -145,8 +146,8 @@ def refuse_unsupported(arguments: Any) -> None:
 
 def put_in_place(options: Mapping[str, Any]) -> None:
     """See ``feather.sglang.install``."""
-    FeatherScheduler.feather_options = Options.from_mapping(options)
-    scheduler_module.Scheduler = FeatherScheduler
+    FeatherSglangScheduler.feather_options = Options.from_mapping(options)
+    scheduler_module.Scheduler = FeatherSglangScheduler
     scheduler_module.PrefillAdder = FeatherAdder
     arguments = server_args_module.ServerArgs
     if getattr(arguments, SEAT, None):
@@ -163,7 +164,7 @@ def put_in_place(options: Mapping[str, Any]) -> None:
         if self.schedule_policy != POLICY:
             return check_server_args(self)
         refuse_unsupported(self)
-        self.schedule_policy = "fcfs"  # for what SGLang checks, priorities, Feather is as its default
+        self.schedule_policy = "fcfs"  # SGLang checks priorities here; in that respect Feather is like its default
         try:
             check_server_args(self)
         finally:

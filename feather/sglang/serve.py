@@ -13,7 +13,7 @@ VARIABLE = "FEATHER_OPTIONS"
 
 
 def options() -> dict:
-    """Raises ValueError for what is no JSON object."""
+    """Feather's options from the environment. Raises ValueError for text that is no JSON object."""
     text = os.environ.get(VARIABLE, "{}")
     try:
         found = json.loads(text)
@@ -24,7 +24,7 @@ def options() -> dict:
     return found
 
 
-install(options())  # here, and not below: the scheduler's process imports this module again
+install(options())  # at the top level: the scheduler's process imports this module again
 
 if __name__ == "__main__":
     from sglang.launch_server import run_server

@@ -1,4 +1,4 @@
-"""Which SGLang this adapter is for, and what its policy is called there."""
+"""The SGLang version that the adapter is for, and the name of Feather's policy there."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -7,8 +7,8 @@ VERSION = "0.5.9"
 
 
 def check_version() -> None:
-    """Raises ImportError with the mend where SGLang is missing or is another release than the one that Feather has been
-    tested with: the seam is SGLang's inside, which changes from release to release."""
+    """Raises ImportError, with the mend, if SGLang is missing or is not the release that Feather has been tested with. The adapter
+    uses SGLang's internals, which change from release to release."""
     try:
         found = version("sglang")
     except PackageNotFoundError:
@@ -22,7 +22,7 @@ def check_version() -> None:
 
 
 def missing() -> str | None:
-    """Why nothing of SGLang's can be run here, with the mend; None where it can."""
+    """Why SGLang cannot be used here, with the mend; None if it can."""
     try:
         check_version()
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Feather behind vLLM's scheduler seam: ``--scheduler-cls feather.vllm.FeatherScheduler``."""
+"""Feather as vLLM's scheduler: ``--scheduler-cls feather.vllm.FeatherScheduler``."""
 
 
 def __getattr__(name: str):
-    # On first use, so that what needs no engine can import its neighbours without loading vLLM and torch.
+    # Imported on first use, so that modules beside it can be imported without vLLM and torch.
     if name == "FeatherScheduler":
         from vllm import __version__
 

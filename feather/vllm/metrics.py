@@ -1,15 +1,16 @@
 """Prometheus metrics on vLLM's own endpoint.
 
-The scheduler lives in the engine's process and the endpoint in the API server's; between them, after every step, goes
-vLLM's ``SchedulerStats``, a fixed set of typed fields. ``Report`` fills ours in beside the scheduler, ``FeatherMetrics`` is a
-stat logger (entry-point group ``vllm.stat_logger_plugins``) that takes them out again beside the endpoint.
+The scheduler runs in the engine's process and the endpoint in the API server's. After every step vLLM sends its
+``SchedulerStats``, a fixed set of typed fields, from one to the other. ``Report`` adds Feather's numbers beside the scheduler;
+``FeatherMetrics``, a stat logger (entry-point group ``vllm.stat_logger_plugins``), takes them out again beside the endpoint.
 
-They travel as integers in ``waiting_lora_adapters``, the one open dictionary of numbers that the engine leaves empty. It is
-filled in on the API server's side, where ours are taken out before vLLM's own loggers see them; and were the plug-in kept
-from loading (``VLLM_PLUGINS``), nothing would be read but a label of ``vllm:lora_requests_info``. What else was weighed: a
-subclass's fields are dropped by the decoder; ``kv_connector_stats`` holds anything, but its readers raise on what is not
-their connector's; ``PROMETHEUS_MULTIPROC_DIR`` must be set before the server starts, wiped between runs, and covers one host;
-and a port of our own would be one more thing to open. This way works across hosts and data-parallel ranks, as vLLM's does.
+They travel as integers in ``waiting_lora_adapters``, the one open dictionary of numbers that the engine leaves empty. vLLM fills
+it in on the API server's side, after ours have been taken out. If the plug-in is kept from loading (``VLLM_PLUGINS``), all that
+is seen of ours is a label of ``vllm:lora_requests_info``. This works across hosts and data-parallel ranks, as vLLM's metrics do.
+
+Alternatives that do not work as well: the decoder drops the fields of a subclass; the readers of ``kv_connector_stats`` raise on
+what is not their connector's; ``PROMETHEUS_MULTIPROC_DIR`` must be set before the server starts, must be wiped between runs and
+covers one host; a port of our own would have to be opened.
 """
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -52,11 +53,11 @@ class Report:
 
 
 class FeatherMetrics(AggregateStatLoggerBase):
-    """The metrics themselves, on the endpoint's side; they come into being with the first report."""
+    """The metrics, on the endpoint's side; created with the first report."""
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]):
         self._model = vllm_config.model_config.served_model_name
-        self._metrics: dict[str, Counter | Gauge | Histogram] | None = None
+        self._metrics: _Metrics | None = None
 
     def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx: int = 0) -> None:
         if scheduler_stats is None:
@@ -66,40 +67,42 @@ class FeatherMetrics(AggregateStatLoggerBase):
         if not found:
             return
         if self._metrics is None:
-            self._metrics = _register()
-        labelled = {name: metric.labels(self._model, str(engine_idx)) for name, metric in self._metrics.items()}
-        labelled["homogeneity"].set(found["homogeneity_ppm"] / 1e6)
-        labelled["tip"].set(found["tip_tokens"])
-        labelled["oldest_wait"].set(found["oldest_wait_us"] / 1e6)
-        labelled["fallbacks"].inc(found["fallbacks"])
-        labelled["decisions"].inc(found.get("decisions", 0))
-        labelled["stops"].inc(found.get("stops", 0))
+            self._metrics = _Metrics()
+        metrics, labels = self._metrics, (self._model, str(engine_idx))
+        metrics.homogeneity.labels(*labels).set(found["homogeneity_ppm"] / 1e6)
+        metrics.tip.labels(*labels).set(found["tip_tokens"])
+        metrics.oldest_wait.labels(*labels).set(found["oldest_wait_us"] / 1e6)
+        metrics.fallbacks.labels(*labels).inc(found["fallbacks"])
+        metrics.decisions.labels(*labels).inc(found.get("decisions", 0))
+        metrics.stops.labels(*labels).inc(found.get("stops", 0))
+        seconds = metrics.decision_seconds.labels(*labels)  # shown from the first report on, also without a decision
         if found.get("decisions"):
-            labelled["decision_seconds"].observe(found["decision_ns"] / 1e9)
+            seconds.observe(found["decision_ns"] / 1e9)
 
     def log_engine_initialized(self) -> None:
         pass
 
 
-def _register() -> dict[str, Counter | Gauge | Histogram]:
-    for collector in list(REGISTRY._collector_to_names):  # those of an engine before this one, as vLLM does with its own
-        if getattr(collector, "_name", "").startswith("feather_"):
-            REGISTRY.unregister(collector)
+class _Metrics:
+    """Feather's Prometheus metrics, registered. Those of an engine before this one are replaced, as vLLM does with its own."""
 
-    def gauge(name: str, meaning: str) -> Gauge:
-        return Gauge(name, meaning, _LABELS, multiprocess_mode="mostrecent")
+    def __init__(self) -> None:
+        for collector in list(REGISTRY._collector_to_names):
+            if getattr(collector, "_name", "").startswith("feather_"):
+                REGISTRY.unregister(collector)
 
-    return {
-        "homogeneity": gauge(
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(name, meaning, _LABELS, multiprocess_mode="mostrecent")
+
+        self.homogeneity = gauge(
             "feather_batch_homogeneity",
             "1 - distinct / all prompt chunks of the running requests: 0 where none is shared, near 1 where many share all.",
-        ),
-        "tip": gauge("feather_tip_tokens", "Tokens of prompt, in whole chunks, that all running requests share."),
-        "oldest_wait": gauge("feather_oldest_wait_seconds", "How long ago the request that is first in the queue arrived."),
-        "decisions": Counter("feather_decisions", "Decisions about the next request, or that there be none.", _LABELS),
-        "stops": Counter("feather_stops", "Decisions to run the batch as it stands although requests wait.", _LABELS),
-        "decision_seconds": Histogram(
+        )
+        self.tip = gauge("feather_tip_tokens", "Tokens of prompt, in whole chunks, that all running requests share.")
+        self.oldest_wait = gauge("feather_oldest_wait_seconds", "How long ago the request that is first in the queue arrived.")
+        self.decisions = Counter("feather_decisions", "Decisions about the next request, or that there be none.", _LABELS)
+        self.stops = Counter("feather_stops", "Decisions to run the batch as it stands although requests wait.", _LABELS)
+        self.decision_seconds = Histogram(
             "feather_decision_seconds", "Time that the decisions of one scheduling step took.", _LABELS, buckets=_SECONDS
-        ),
-        "fallbacks": Counter("feather_fallbacks", "Times that Feather failed and vLLM's own queue took over.", _LABELS),
-    }
+        )
+        self.fallbacks = Counter("feather_fallbacks", "Times that Feather failed and vLLM's own queue took over.", _LABELS)

@@ -8,10 +8,10 @@ from feather.hashing import hash_blocks, hash_tokens
 
 
 def prefix_path(request: Request, chunk_size: int, block_size: int) -> Sequence[Hashable]:
-    """The prompt's chunk hashes: from vLLM's own block hashes where it computed them (prefix caching) and the chunk is
-    a multiple of their block, else from the token ids and whatever else makes the prefix.
+    """The prompt's chunk hashes. Taken from vLLM's block hashes if it computed them (prefix caching) and the chunk is a multiple of
+    their block; otherwise computed from the token ids and whatever else makes the prefix (adapter, salt, images).
 
-    A prompt that is given as embeddings has no token ids: without block hashes it shares nothing.
+    A prompt given as embeddings has no token ids: without block hashes it shares nothing.
     """
     if request.block_hashes and chunk_size % block_size == 0:
         prompt_blocks = request.num_prompt_tokens // block_size

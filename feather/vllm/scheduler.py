@@ -1,11 +1,12 @@
-"""vLLM's own scheduler with Feather's waiting queue in place of its own."""
+"""vLLM's scheduler with Feather's waiting queue in place of its own."""
 
 import time
+from typing import TypeGuard
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
@@ -22,33 +23,36 @@ logger = init_logger("vllm.feather")
 
 
 class FeatherScheduler(AsyncScheduler):
-    """Everything but the choice of the next request, and of when to stop, is vLLM's.
+    """vLLM's scheduler, except that Feather chooses the next request and when to stop.
 
-    Options are read from ``additional_config["feather"]`` (see ``feather.options.Options``); a wrong one ends the
-    start-up with a ValueError that names it. Should Feather fail while serving, vLLM's own queue takes over for the rest
-    of the run, with one error in the log; ``fallback`` then says why.
+    Options are read from ``additional_config["feather"]`` (see ``feather.options.Options``); a wrong one ends the start-up
+    with a ValueError that names it. If Feather fails while serving, vLLM's own queue takes over for the rest of the run, with
+    one error in the log, and ``fallback`` gives the reason.
     """
 
     clock = staticmethod(time.monotonic)
-    """seconds; a simulation puts its own in place"""
+    """gives seconds; a simulation puts its own in place"""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.vllm_config.max_concurrent_batches > 1 and not self.scheduler_config.async_scheduling:
-            # AsyncScheduler counts on it: without, a request would be scheduled on before its last token is known.
+            # AsyncScheduler relies on it. Without it, a request would be scheduled again before its last token is known.
             raise ValueError(
                 "FeatherScheduler with several batches in flight (pipeline parallelism) needs async scheduling, which "
                 "is off here: leave out --no-async-scheduling, or use one pipeline stage"
             )
-        self.options = Options.from_mapping(self.vllm_config.additional_config.get("feather", {}))
-        self.waiting = self.make_feather_queue(self.options)
+        additional = self.vllm_config.additional_config
+        self.options = Options.from_mapping(additional.get("feather", {}) if isinstance(additional, dict) else {})
+        queue = self.make_feather_queue(self.options)
+        self.waiting: RequestQueue = queue
         self.fallback: str | None = None
         self._steps = StepsInFlight(lambda: self.clock())
         self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank, logger)
-        self._memory.recall(self.waiting.former.policy)
+        self._memory.recall(queue.former.policy)
         self._report = Report(self.options.chunk_size)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
+        """A waiting queue of Feather's with these options, for this scheduler."""
         block_size = self.kv_cache_manager.block_pool.hash_block_size
 
         def path_of(request: Request):
@@ -89,13 +93,14 @@ class FeatherScheduler(AsyncScheduler):
         super().shutdown()
 
     @staticmethod
-    def _is_feather(queue) -> bool:
+    def _is_feather(queue: RequestQueue) -> TypeGuard[FeatherQueue]:
         return isinstance(queue, FeatherQueue)
 
     def make_stats(self, *args, **kwargs) -> SchedulerStats | None:
         stats = super().make_stats(*args, **kwargs)
-        if stats is not None and (self.fallback or isinstance(self.waiting, FeatherQueue)):
-            self._report.add_to(stats, None if self.fallback else self.waiting)
+        queue = self.waiting if isinstance(self.waiting, FeatherQueue) else None
+        if stats is not None and (self.fallback or queue is not None):
+            self._report.add_to(stats, queue)
         return stats
 
     def _fall_back(self, failure: str) -> None:

@@ -1,4 +1,4 @@
-"""What each engine step gave and took, from the two ends that a scheduler sees of it."""
+"""What each engine step produced and how long it took, from the two calls in which a scheduler sees it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +10,8 @@ _MOST = 64  # steps in flight; more have been dropped by the engine
 
 
 class Ran(NamedTuple):
+    """The result of a step, as ``BatchFormer.ran`` takes it."""
+
     formed: Any
     """as given to ``StepsInFlight.formed``"""
     tokens: int
@@ -19,8 +21,8 @@ class Ran(NamedTuple):
 
 
 class StepsInFlight:
-    """With async scheduling a step is scheduled before the result of the one before it is there, so a step's time runs
-    from the later of both: its own start, and the result of the step before."""
+    """Steps that were scheduled and have no result yet. With async scheduling a step is scheduled before the result of the step
+    before it arrives, so its time runs from the later of two moments: its own start, and that result."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
@@ -41,11 +43,11 @@ class StepsInFlight:
             return None
         _, formed, start = known
         tokens = sum(len(one.new_token_ids) for result in results.values() for one in result.outputs)
-        return Ran(formed, tokens, now - max(start, before), prefill_tokens(output))
+        return Ran(formed, tokens, now - max(start, before), step_prefill_tokens(output))
 
 
-def prefill_tokens(output: SchedulerOutput) -> int:
-    """Tokens of the step that extend no output: of prompts, or of what a preemption has to compute again."""
+def step_prefill_tokens(output: SchedulerOutput) -> int:
+    """Prompt tokens of the step, and tokens that it computes again after a preemption."""
     scheduled = output.num_scheduled_tokens
     if output.total_num_scheduled_tokens == len(scheduled):
         return 0

@@ -1,4 +1,4 @@
-"""Which vLLM Feather has been tested with. vLLM calls the seam it sits behind not public, and says that it may change."""
+"""The vLLM versions that Feather has been tested with. vLLM calls the scheduler interface not public and says that it may change."""
 
 import os
 
@@ -7,7 +7,7 @@ OVERRIDE = "FEATHER_UNTESTED_VLLM"
 
 
 def check(version: str) -> None:
-    """Raises ImportError for a vLLM that Feather has not been tested with, unless the environment says to go on."""
+    """Raises ImportError for a vLLM version that Feather has not been tested with, unless the environment allows it."""
     if ".".join(version.split(".")[:2]) in TESTED or os.environ.get(OVERRIDE) == "1":
         return
     raise ImportError(

@@ -1,8 +1,9 @@
 """Every way to schedule that is compared, by the name that rows, figures and tables give it."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from feather.policies import POLICIES
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,6 @@ class Arm:
     "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
     options: dict[str, Any] = field(default_factory=dict)
 
-
-TRAINED = Path(__file__).parents[2] / "data" / "policies" / "rtx-6000-ada-cascade.json"
 
 # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
 _THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": 64}
@@ -40,7 +39,7 @@ ARMS = {
         Arm("Feather (strict stop)", "feather", _STRICT),
         Arm("arrival order, strict stop", "feather", {**_STRICT, "order": "arrival"}),
         # Trained on a modelled GPU, so for studies of that one.
-        Arm("Feather (SB3)", "feather", {"policy": "network", "network": str(TRAINED)}),
+        Arm("Feather (SB3)", "feather", {"policy": "network", "network": "rtx-6000-ada-cascade"}),
         Arm("oracle (stop)", "oracle", {"stop": True}),
         Arm("oracle (order)", "oracle", {"stop": False}),
         Arm("LPM", "radix", {"policy": "lpm"}),
@@ -49,6 +48,17 @@ ARMS = {
     )
 }
 """inside vLLM"""
+
+
+def of_policy(policy: str) -> Arm:
+    """Feather with a registered policy, without the guard, under the policy's name."""
+    return Arm(f"Feather ({policy.replace('_', ' ')})", "feather", {"policy": policy, "guard": False})
+
+
+# A registered policy that no arm above uses has an arm of its own.
+_used = {arm.options.get("policy") for arm in ARMS.values()}
+for _arm in [of_policy(policy) for policy in POLICIES if policy not in _used]:
+    ARMS.setdefault(_arm.name, _arm)
 
 SGLANG_ARMS = {
     arm.name: arm

@@ -21,7 +21,7 @@ from feather.sglang import POLICY, VERSION
 from lab.engines.arms import SGLANG_ARMS, Arm
 from lab.engines.run import Step
 from lab.engines.scheduling import Scheduled
-from lab.engines.sglang_modelless import SEAT, FeatherPolicy, ModellessScheduler, Req, made_up, make_request
+from lab.engines.sglang_modelless import SEAT, FeatherSchedulePolicy, ModellessScheduler, Req, made_up, make_request
 from lab.llm import Model
 from lab.model.steptime import Batch
 from lab.workloads import Prompt
@@ -101,7 +101,7 @@ class SglangScheduling:
         ))  # fmt: skip
         self._queue_seconds = 0.0
         admitted = len(batch.reqs) - (unfinished_prompt in batch.reqs) if prefill else 0
-        charged = "feather" if isinstance(real.policy, FeatherPolicy) else self._charged
+        charged = "feather" if isinstance(real.policy, FeatherSchedulePolicy) else self._charged
         return Scheduled(len(batch.reqs), admitted, charged)
 
     def batch(self, free_prefill: bool) -> Batch:
@@ -128,7 +128,7 @@ class SglangScheduling:
 
     def _clocked(self, method: Callable) -> Callable:
         def clocked(*arguments):
-            if method.__name__ == "calc_priority" and not isinstance(self.real.policy, FeatherPolicy):
+            if method.__name__ == "calc_priority" and not isinstance(self.real.policy, FeatherSchedulePolicy):
                 self._charged = self.real.policy._determine_active_policy(arguments[0]).value
             start = time.perf_counter()
             try:

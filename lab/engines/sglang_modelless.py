@@ -21,10 +21,10 @@ from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
 install()  # the adder that knows Feather; it leaves SGLang's own policies as they are
-from feather.sglang.batching import SEAT, FeatherScheduler  # noqa: E402
-from feather.sglang.schedule_policy import FeatherPolicy  # noqa: E402
+from feather.sglang.batching import SEAT, FeatherSglangScheduler  # noqa: E402
+from feather.sglang.schedule_policy import FeatherSchedulePolicy  # noqa: E402
 
-__all__ = ["SEAT", "FeatherPolicy", "ModellessScheduler", "Req", "made_up", "make_request", "server_arguments"]
+__all__ = ["SEAT", "FeatherSchedulePolicy", "ModellessScheduler", "Req", "made_up", "make_request", "server_arguments"]
 
 _TOKEN = 7  # what every step samples
 _VOCABULARY = 1_000_000
@@ -44,7 +44,7 @@ def server_arguments(**changes):
     return arguments
 
 
-class ModellessScheduler(FeatherScheduler):
+class ModellessScheduler(FeatherSglangScheduler):
     """SGLang's scheduler, and Feather's with ``schedule_policy="feather"``, as far as it schedules.
 
     Args:

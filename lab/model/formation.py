@@ -14,6 +14,7 @@ import numpy as np
 from feather.former import BatchFormer
 from feather.options import Options
 from feather.policies import Policy
+from feather.request import Request
 from lab.model.rows import Rows
 from lab.model.steptime import Batch, StepModel
 
@@ -111,7 +112,7 @@ class Formation:
     def admit(self) -> None:
         """What the policy raises ends it, and it goes on from there when called again."""
         while len(self._running) < self.traffic.max_batch and (id_ := self.former.next()) is not None:
-            self.former.start(id_)
+            self.former.add_to_batch(id_)
             group, tokens, came = self._waiting.pop(id_)
             self._waiting_of[group] -= 1
             self._running[id_] = [group, tokens, self.traffic.prefix_tokens + self.traffic.suffix_tokens]
@@ -166,7 +167,8 @@ class Formation:
             id_, group, tokens = self._pending.popleft()
             self._waiting[id_] = group, tokens, self.now
             self._waiting_of[group] += 1
-            self.former.wait(id_, [*self._paths[group], *((id_, chunk) for chunk in range(self._private_chunks))])
+            own = [(id_, chunk) for chunk in range(self._private_chunks)]
+            self.former.insert(Request(id_, self._paths[group] + own))
 
     def _leave(self, id_: int) -> None:
         group, _, context = self._running.pop(id_)

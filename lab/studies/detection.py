@@ -15,6 +15,7 @@ from tqdm import tqdm
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_blocks, hash_tokens
 from feather.options import Options
+from feather.request import Request
 from feather.sglang import missing
 from lab.studies.sglang_peer import Peer
 from lab.workloads import even_sizes, grouped, make_prefixes
@@ -46,7 +47,7 @@ class FeatherSteps:
         pass
 
     def _arrive(self) -> None:
-        self.tree.insert(self.next, self.paths[self.next % len(self.paths)]())
+        self.tree.insert(Request(self.next, self.paths[self.next % len(self.paths)]()))
         self.next += 1
 
 
@@ -79,10 +80,10 @@ class AdapterSteps:
 
     def __init__(self, prompts: list[list[int]], waiting: int):
         self.peer, self.prompts, self.next = Peer("fcfs", cut_off=True), prompts, 0
-        from feather.sglang.schedule_policy import FeatherPolicy  # on SGLang, which Peer has found
+        from feather.sglang.schedule_policy import FeatherSchedulePolicy  # on SGLang, which Peer has found
 
         former = Options(policy="never_stop", chunk_size=CHUNK).make_former(max_batch=RUNNING)
-        self.policy, self.running = FeatherPolicy(former, CHUNK, lambda: True), deque()
+        self.policy, self.running = FeatherSchedulePolicy(former, CHUNK, lambda: True), deque()
         for _ in range(RUNNING + waiting):
             self._arrive()
         for _ in range(RUNNING):

@@ -79,8 +79,8 @@ def scaled(arms: Sequence[str], factor: float) -> list[Arm]:
     def scale(arm: Arm) -> Arm:
         if arm.kind != "feather":
             return arm
-        options = Options.from_mapping(arm.options)
-        tokens = {name: max(1, round(factor * getattr(options, name))) for name in ("chunk_size", "max_loss", "max_loss_under_load")}
+        values, known = Options.from_mapping(arm.options).flat(), Options.known()
+        tokens = {name: max(1, round(factor * value)) for name, value in values.items() if known[name].metadata["unit"] == "tokens"}
         return replace(arm, options={**arm.options, **tokens})
 
     return [scale(ARMS[name]) for name in arms]

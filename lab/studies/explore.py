@@ -1,7 +1,6 @@
 """A queue of requests under each policy, worked out in a moment on the modelled device, so that its sizes can be dragged."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
@@ -15,7 +14,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from feather.options import Options
-from feather.policies import Bandit, Guard, NeverStop, Policy, StrictStop
 from lab import figures, machine
 from lab.model.formation import PATIENT, Formation, Traffic
 from lab.model.hardware import DEVICES
@@ -25,13 +23,13 @@ from lab.train.env import World, make_world
 ROUNDS = 4  # full batches that a run is long
 CLIENTS = 2  # in closed loop, for each row of the batch
 
-POLICIES: dict[str, tuple[Callable[[], Policy], Options]] = {
-    "FCFS": (NeverStop, replace(PATIENT, order="arrival")),
-    "Feather (never stop)": (NeverStop, PATIENT),
-    "Feather (strict stop)": (StrictStop, PATIENT),
-    "Feather": (lambda: Guard(Bandit()), PATIENT),
+POLICIES = {
+    "FCFS": replace(PATIENT, order="arrival"),
+    "Feather (never stop)": PATIENT,
+    "Feather (strict stop)": replace(PATIENT, policy="strict_stop", guard=False),
+    "Feather": replace(PATIENT, policy="bandit"),
 }
-"""Name → how it is made, and the options of the scheduler; nobody is served out of turn for having waited long."""
+"""Name → options of the scheduler. No request goes first because it has waited long."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,11 @@ def world_of(setting: Setting) -> World:
 @lru_cache(maxsize=8)
 def courses(setting: Setting, seed: int = 1) -> dict[str, Course]:
     """The same requests under every policy."""
-    return {name: _course(world_of(setting), setting.traffic, make(), options, seed) for name, (make, options) in POLICIES.items()}
+    return {name: _course(world_of(setting), setting.traffic, options, seed) for name, options in POLICIES.items()}
 
 
-def _course(world: World, traffic: Traffic, policy: Policy, options: Options, seed: int) -> Course:
-    run = Formation(world.steps, traffic, policy, seed, world.kv_tokens, options)
+def _course(world: World, traffic: Traffic, options: Options, seed: int) -> Course:
+    run = Formation(world.steps, traffic, options.make_policy(), seed, world.kv_tokens, options)
     began, looks = [], []
     while not run.done:
         run.admit()

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from tqdm import tqdm
 
 from feather.options import Options
-from feather.policies import Bandit, BatchState, Guard, Network, NeverStop, Policy, StrictStop, Threshold
+from feather.policies import POLICIES, BatchState, Network, NeverStop, Policy
 from lab.model.formation import Formation, Traffic
 from lab.stats import Ratio, median_of, ratio
 from lab.train.env import World, draw_traffic
@@ -22,15 +22,10 @@ NEAR = 0.95  # of the throughput in the end
 
 
 def rules(network: Network) -> dict[str, Callable[[], Policy]]:
-    """The policies that are compared, each made anew for every run, since some learn."""
-    return {
-        "never stop": NeverStop,
-        "strict stop": StrictStop,
-        "threshold": lambda: Threshold(CHUNK),
-        "bandit": Bandit,
-        "bandit, guarded": lambda: Guard(Bandit()),
-        "SB3": lambda: network,
-    }
+    """The policies that are compared, by name: all that are registered, the guarded bandit, and ``network``. Each is made anew for
+    every run, since some learn."""
+    alone = {name.replace("_", " "): Options(policy=name, guard=False).make_policy for name in POLICIES if name != "network"}
+    return {**alone, "bandit, guarded": Options(policy="bandit").make_policy, "SB3": lambda: network}
 
 
 # -- convergence -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from feather.policies import Network, NeverStop, Policy, StrictStop
+from feather.options import Options
+from feather.policies import Network, Policy
 from lab.model.formation import Formation
 from lab.train.env import ADD, STOP, BatchFormation, World, draw_traffic, make_world
 
@@ -68,7 +69,8 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
     model = DQN("MlpPolicy", DummyVecEnv([environment] * ENVIRONMENTS), learning_rate=1e-3, buffer_size=training.steps, batch_size=128,
                 learning_starts=min(1000, training.steps // 2), gamma=0.9, train_freq=4, gradient_steps=4,
                 target_update_interval=500, exploration_fraction=0.4, policy_kwargs=shape, seed=training.seed, device="cpu")  # fmt: skip
-    policies = {"before": export(model, training.wide), "never stop": NeverStop(), "strict stop": StrictStop()}
+    policies = {"before": export(model, training.wide)}
+    policies |= {name.replace("_", " "): Options(policy=name, guard=False).make_policy() for name in ("never_stop", "strict_stop")}
     tried = {name: trial(policy, world, tried_on) for name, policy in policies.items()}
     with tqdm(total=training.steps, desc="training", unit="decision", disable=not progress) as bar:
         episodes: list[tuple[int, float]] = []
