@@ -111,8 +111,8 @@ class Options:
 
     def flat(self) -> dict[str, Any]:
         """Every option with its value, as ``from_mapping`` takes them."""
-        common = {declared.name: getattr(self, declared.name) for declared in fields(self)}
-        return {**common, **common.pop("of_policies")}
+        common = {declared.name: getattr(self, declared.name) for declared in fields(self) if declared.name != "of_policies"}
+        return {**common, **self.of_policies}
 
     def settings(self) -> Any:
         """The chosen policy's own options, as its ``settings`` class holds them."""

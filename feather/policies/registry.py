@@ -1,7 +1,7 @@
 """The one list of stopping policies. Options, arms of the studies, training and benchmarks read it.
 
 To add a policy: write its class in a file of this folder (see ``feather.policies.base.Policy``; its own options, if it has
-any, in a dataclass beside it) and add one line here.
+any, in a dataclass beside it), import it here and add one line to the list.
 """
 
 from dataclasses import Field, fields
