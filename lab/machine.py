@@ -107,12 +107,12 @@ def engine_version() -> str:
 
 @cache
 def revision() -> str:
-    """The git revision of the checkout, with "+" where the code, the notebooks or the pins have been changed since, or
+    """The git revision of the checkout, with "+" where the code, the notebooks, the book or the pins have been changed since, or
     "unknown" outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/requirements"]
+        status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/book.toml", ":/requirements"]
         changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

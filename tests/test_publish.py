@@ -4,27 +4,29 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from lab.artifact import plan, recorded
-from lab.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
+from lab import book
+from lab.artifact import outputs, recorded
+from lab.artifact.publish import AGAIN, TABLES, disagreements, fill, pages, publish, publish_again, tables
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_pages_hold_the_recorded_claims():
-    folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
-    run = json.loads((folder / "run.json").read_text())
-    table = claims_table(pd.read_csv(folder / "claims.csv", keep_default_na=False), measured_elsewhere(run))
-    for page in PAGES:
-        assert f"<!-- claims -->\n{table}\n<!-- /claims -->" in (ROOT / page).read_text()
+def test_the_pages_hold_the_tables_of_what_is_recorded():
+    made = tables()
+    assert made.keys() == set(TABLES)
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for name in TABLES:
+            if f"<!-- {name} -->" in text:
+                found = text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+                assert found == made[name], f"{page.name}, {name}: python -m lab.artifact.publish --tables"
 
 
-def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
-    claims = ROOT / "data" / "recorded" / "modelled" / "claims.csv"
-    table = modelled_table(pd.read_csv(claims, keep_default_na=False)) if claims.exists() else "No run is kept yet."
-    assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "artifact.md").read_text()
+def test_every_table_has_a_place():
+    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+    assert [name for name in TABLES if f"<!-- {name} -->" not in text] == []
 
 
 def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
@@ -39,10 +41,10 @@ HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reaso
 def checkout(tmp_path, monkeypatch):
     """An empty checkout to publish into; returns a function that publishes a run with the given rows of claims."""
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
-    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: ["s"])
-    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
-    for page in PAGES:
-        (tmp_path / page).write_text(marks)
+    monkeypatch.setattr(book, "ENTRIES", {"s": book.Entry("s", {"cpu": [], "sim": []}, ("E3",))})
+    monkeypatch.setattr(outputs, "to_show", lambda out, run: [])
+    for page in ("README.md", "artifact.md"):
+        (tmp_path / page).write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES))
 
     def make(device, backend, *rows):
         out = tmp_path / "out" / re.sub(r"\W", "-", device)
@@ -152,10 +154,9 @@ def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
 
 def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
-    for page in ("README.md", "artifact.md"):
-        (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
+    (tmp_path / "artifact.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES if name != "times"))
     run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}
-    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: [])
+    monkeypatch.setattr(book, "ENTRIES", {})
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "claims.csv").write_text("claim,text,paper,ours,low,high,unit,verdict,reason\n")
     with pytest.raises(ValueError, match="no page has a place for the table of the times"):
@@ -174,15 +175,15 @@ def test_filling_replaces_what_stands_between_the_marks(tmp_path):
     "change, message",
     [
         ({"profiles": ["default", "smoke"]}, "profiles"),
-        ({"failed": ["03_end_to_end"]}, "failed notebooks: 03_end_to_end"),
+        ({"failed": ["20_prefix_groups"]}, "failed notebooks: 20_prefix_groups"),
         ({"revisions": ["abc", "def"]}, "must be one revision"),
         ({"revisions": ["abc+"]}, "without local changes"),
-        ({"seconds": {"18_sweeps": 600}}, "lacks 00_environment, 01_prefix_homogeneity, .*: run all notebooks into one folder"),
+        ({"seconds": {"12_what_is_shared": 600}}, "lacks 00_where_this_runs, 01_the_tree, .*: run all notebooks into one folder"),
     ],
 )
 def test_what_nobody_could_rerun_is_not_kept(tmp_path, change, message):
     good = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu"}
-    good["seconds"] = dict.fromkeys(plan.choose_for_backend(None, "cpu"), 1)
+    good["seconds"] = {entry.name: 1 for entry in book.ENTRIES.values() if "cpu" in entry.minutes}
     (tmp_path / "run.json").write_text(json.dumps({**good, **change}))
     with pytest.raises(ValueError, match=message):
         publish(tmp_path)
