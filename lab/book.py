@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,12 +96,14 @@ class Entry:
         return NOTEBOOKS / f"{self.name}.ipynb"
 
     def own(self, parameter: str, otherwise=None):
-        """The value that a parameter has in the notebook itself; ``otherwise`` where it has no such parameter."""
+        """The value that a parameter has in the notebook itself; ``otherwise`` where it has no such parameter, or one that is not a plain
+        value."""
         for cell in json.loads(self.source().read_text(encoding="utf-8"))["cells"]:
             if "parameters" in cell["metadata"].get("tags", ()):
                 for statement in ast.parse("".join(cell["source"])).body:
                     if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == parameter:
-                        return ast.literal_eval(statement.value)
+                        with suppress(ValueError):
+                            return ast.literal_eval(statement.value)
         return otherwise
 
 
