@@ -1,6 +1,7 @@
 """book.toml and the notebooks say the same."""
 
 import json
+import re
 
 import pytest
 
@@ -77,3 +78,16 @@ def test_profiles_and_backends_add_to_the_notebooks_own_parameters():
     assert entry.seconds("default", "cpu") == 120 and entry.seconds("default", "sim") is None
     with pytest.raises(ValueError, match="10_x is not for backend 'gpu': it runs on cpu, sim"):
         entry.parameters("smoke", "gpu")
+
+
+def test_old_names_of_notebooks_lead_to_new_ones():
+    """data/README.md says which notebook now answers what a kept run names by an old one."""
+    table = (book.ROOT / "data" / "README.md").read_text(encoding="utf-8").split("| then | now |")[1]
+    old, new = (re.findall(r"`(\w+)`", " ".join(row.split("|")[column] for row in table.strip().splitlines()[1:])) for column in (1, 2))
+    assert set(new) == set(book.ENTRIES)
+    kept = {
+        study
+        for path in (book.ROOT / "data" / "recorded").glob("*/run.json")
+        for study in json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    }
+    assert kept - set(old) - set(book.ENTRIES) == set()

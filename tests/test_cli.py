@@ -62,7 +62,7 @@ def test_a_wrong_command_line_gets_one_line_and_leaves_nothing(arguments, messag
 
 def test_an_unsupported_python_is_named(tmp_path):
     old = tmp_path / "python3.9"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit\nexit 1\n')
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit\nexit 1\n', encoding="utf-8")
     old.chmod(0o755)
     done = run_all("--list", PYTHON=str(old))
     assert done.returncode == 2
@@ -81,7 +81,7 @@ def test_the_list_says_how_long_each_takes():
 def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, capsys, notebooks):
     folder = notebooks(one10=GOOD, two11=GOOD, three20=GOOD)
     path = folder / "11_two.ipynb"
-    path.write_text(path.read_text().replace("backend = out", "kv_gib = 4\\nbackend = out"))
+    path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
     monkeypatch.setattr(machine, "memory_gib", lambda: (8.0, 3.0))
     assert cli.main(["--backend", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert "a KV cache of 4 GiB needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
@@ -95,9 +95,9 @@ def test_one_failing_notebook_does_not_stop_the_others_and_resume_repeats_only_i
     assert cli.main(command) == 1
     said = capfd.readouterr()
     assert "11_two failed: RuntimeError: no such luck (see " in said.err
-    assert (out / "notebooks" / "11_two.ipynb").exists() and (out / "ran").read_text() == "1020"
-    assert "Failed: RuntimeError: no such luck" in (out / "report.html").read_text()
-    with (out / "claims.csv").open() as file:
+    assert (out / "notebooks" / "11_two.ipynb").exists() and (out / "ran").read_text(encoding="utf-8") == "1020"
+    assert "Failed: RuntimeError: no such luck" in (out / "report.html").read_text(encoding="utf-8")
+    with (out / "claims.csv").open(encoding="utf-8") as file:
         claims = list(csv.DictReader(file))
     assert [claim["claim"] for claim in claims][:3] == ["M1", "M2", "M3"]
     assert {claim["verdict"] for claim in claims} == {"not run here"}
@@ -105,12 +105,12 @@ def test_one_failing_notebook_does_not_stop_the_others_and_resume_repeats_only_i
     notebooks(two11=GOOD)
     assert cli.main([*command, "--resume"]) == 0
     assert "10_one: already ran with these parameters and this code" in capfd.readouterr().out
-    assert (out / "ran").read_text() == "102011"
+    assert (out / "ran").read_text(encoding="utf-8") == "102011"
 
-    book = folder / "10_one.ipynb"
-    book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+    path = folder / "10_one.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("open('a')", "open('a+')"), encoding="utf-8")
     assert cli.main([*command, "--resume"]) == 0
-    assert (out / "ran").read_text() == "10201110", "a changed notebook runs again"
+    assert (out / "ran").read_text(encoding="utf-8") == "10201110", "a changed notebook runs again"
 
 
 def test_a_resumed_run_that_is_interrupted_keeps_what_it_had_not_begun_to_replace(notebooks, tmp_path, monkeypatch):
@@ -119,8 +119,8 @@ def test_a_resumed_run_that_is_interrupted_keeps_what_it_had_not_begun_to_replac
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
     for name in ("10_one", "11_two"):
-        book = folder / f"{name}.ipynb"
-        book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+        path = folder / f"{name}.ipynb"
+        path.write_text(path.read_text(encoding="utf-8").replace("open('a')", "open('a+')"), encoding="utf-8")
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -135,8 +135,8 @@ def test_a_record_that_was_cut_short_is_run_again(notebooks, tmp_path):
     notebooks(one10=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    (out / "state" / "10_one.json").write_text('{"name": "10')
-    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "1010"
+    (out / "state" / "10_one.json").write_text('{"name": "10', encoding="utf-8")
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text(encoding="utf-8") == "1010"
 
 
 def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_says_what_it_lacked(notebooks, tmp_path):
@@ -144,10 +144,10 @@ def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_say
     notebooks(one10=GOOD + "; from lab.studies.study import Study; Study('10_one', None, out).not_run('E11', 'fetch it')", two11=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    with (out / "claims.csv").open() as file:
+    with (out / "claims.csv").open(encoding="utf-8") as file:
         (claim,) = [row for row in csv.DictReader(file) if row["claim"] == "E11"]
     assert (claim["verdict"], claim["reason"]) == ("not run here", "fetch it")
-    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "101110"
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text(encoding="utf-8") == "101110"
 
 
 def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks, tmp_path):
@@ -156,9 +156,9 @@ def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks,
     code += "study.claim('E3', Ratio(150.4, 100.2, 200.6, 5), 'why'); study.claim('E4', Ratio(2.0, 2.0, 2.0, 1), 'why')"
     notebooks(one10=code)
     assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "10", "--out", str(out)]) == 0
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "150 × <br>[100, 201] <br>n = 5, cpu" in page and "2.00 × <br>one run, cpu" in page
-    with (out / "claims.csv").open(newline="") as file:
+    with (out / "claims.csv").open(newline="", encoding="utf-8") as file:
         repeats = {row["claim"]: row["repeats"] for row in csv.DictReader(file)}
     assert (repeats["E3"], repeats["E4"], repeats["M1"]) == ("5", "1", "")
 
@@ -167,10 +167,10 @@ def test_every_claim_is_in_the_table_and_one_that_was_not_run_names_the_command_
     for folder in ("state", "results"):
         (tmp_path / folder).mkdir()
     report.write_report(tmp_path, "cpu")
-    with (tmp_path / "claims.csv").open(newline="") as file:
+    with (tmp_path / "claims.csv").open(newline="", encoding="utf-8") as file:
         mends = {row["claim"]: row["reason"] for row in csv.DictReader(file)}
     assert list(mends) == [f"M{number}" for number in range(1, 8)] + [f"E{number}" for number in range(1, 13)]
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for claim, mend in mends.items():
         assert mend.startswith(f"./run_all.sh --only {claim}") and f"<td>{claim}</td>" in page and f"<code>{mend}</code>" in page
         options = cli.parse([*mend.split()[1:], "--profile", "smoke"])
@@ -191,9 +191,9 @@ def test_a_folder_of_results_is_written_again_and_other_files_in_it_are_kept(not
     notebooks(one10=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
     assert cli.main(command) == 0
-    assert (out / "notes.txt").read_text() == "mine" and (out / "ran").read_text() == "1010"
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine" and (out / "ran").read_text(encoding="utf-8") == "1010"
 
 
 def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
@@ -216,14 +216,18 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "interrupted; what had finished is kept: the same command with --resume goes on" in stderr
-    assert (out / "ran").read_text() == "10" and (out / "report.html").exists() and not (out / "state" / "11_two.json").exists()
+    assert (
+        (out / "ran").read_text(encoding="utf-8") == "10"
+        and (out / "report.html").exists()
+        and not (out / "state" / "11_two.json").exists()
+    )
 
     (out / "began").unlink()
     notebooks(two11=GOOD)
     again = subprocess.run(
         [sys.executable, "-c", code.replace("'--out'", "'--resume', '--out'")], capture_output=True, text=True, timeout=120
     )
-    assert again.returncode == 0 and (out / "ran").read_text() == "1011"
+    assert again.returncode == 0 and (out / "ran").read_text(encoding="utf-8") == "1011"
 
 
 def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):
@@ -260,7 +264,7 @@ def test_only_takes_numbers_names_and_claims_in_any_order():
 def test_the_largest_cache_that_a_job_asks_for_is_the_books_or_else_the_notebooks_own(notebooks, monkeypatch):
     folder = notebooks(one10=GOOD)
     path = folder / "10_one.ipynb"
-    path.write_text(path.read_text().replace("backend = out", "kv_gib = 4\\nbackend = out"))
+    path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
     assert [job.kv_gib for job in plan.make_jobs("10", "default", "cpu")] == [4]
     monkeypatch.setitem(book.ENTRIES, "10_one", book.Entry("10_one", {"cpu": []}, changes={"cpu": {"kv_gib": 9}}))
     assert [job.kv_gib for job in plan.make_jobs("10", "default", "cpu")] == [9]
@@ -285,9 +289,9 @@ def test_a_claim_that_was_not_run_names_the_notebook_that_measures_it_before_one
 def test_the_list_tells_claims_minutes_and_questions_by_decade(notebooks, monkeypatch, capsys):
     folder = notebooks(one10=GOOD)
     path = folder / "10_one.ipynb"
-    told = json.loads(path.read_text())
+    told = json.loads(path.read_text(encoding="utf-8"))
     heading = {"cell_type": "markdown", "id": "x", "metadata": {}, "source": ["# 10 · Does one matter? (M1)\n", "More."]}
-    path.write_text(json.dumps({**told, "cells": [heading, *told["cells"]]}))
+    path.write_text(json.dumps({**told, "cells": [heading, *told["cells"]]}), encoding="utf-8")
     monkeypatch.setattr(
         book, "ENTRIES", {"10_one": book.Entry("10_one", {"cpu": [1, 2, 3]}, ("M1",)), "20_two": book.Entry("20_two", {"cpu": []})}
     )

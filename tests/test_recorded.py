@@ -28,8 +28,8 @@ def keep(tmp_path, monkeypatch):
     def make(device, backend, *rows, head=HEAD):
         folder = tmp_path / "checkout" / "data" / "recorded" / device.lower()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "claims.csv").write_text("\n".join([head, *rows]) + "\n")
-        (folder / "run.json").write_text(json.dumps({"backend": backend, "device": device}))
+        (folder / "claims.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+        (folder / "run.json").write_text(json.dumps({"backend": backend, "device": device}), encoding="utf-8")
         return folder
 
     return make
@@ -44,15 +44,17 @@ def write(tmp_path):
         for folder in ("state", "results"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         state = {"seconds": 1.0, "profile": "default", "revision": "new", "error": ""}
-        (out / "state" / "01_x.json").write_text(json.dumps(state))
+        (out / "state" / "01_x.json").write_text(json.dumps(state), encoding="utf-8")
         entries = [
             {"id": name, "ours": {"median": ratio, "low": ratio, "high": ratio, "repeats": 3}, "unit": CLAIMS[name].unit, "backend": backend,
              "device": machine.device(backend), "verdict": "reproduced", "reason": "why"} for name, ratio in claims
         ]  # fmt: skip
-        (out / "results" / "01_x.json").write_text(json.dumps({"claims": entries, "figures": [], "not run": {}, "engine": {}}))
-        (out / "results" / "01_x.csv").write_text("study\n01_x\n")
+        (out / "results" / "01_x.json").write_text(
+            json.dumps({"claims": entries, "figures": [], "not run": {}, "engine": {}}), encoding="utf-8"
+        )
+        (out / "results" / "01_x.csv").write_text("study\n01_x\n", encoding="utf-8")
         report.write_report(out, backend)
-        return out, unescape((out / "report.html").read_text())
+        return out, unescape((out / "report.html").read_text(encoding="utf-8"))
 
     return make
 
@@ -90,7 +92,7 @@ def test_the_report_tells_a_shape_by_its_parts(tmp_path, capsys):
         "M4: paper shape, here 1 of 2 parts: reproduced in direction. Why. rises: yes; smoothly: no. The ratio: 16.70 × [16.10, 17.20], n = 5."
     )
     state = {"seconds": 1.0, "profile": "default", "revision": "new", "error": ""}
-    (tmp_path / "state" / "12_what_is_shared.json").write_text(json.dumps(state))
+    (tmp_path / "state" / "12_what_is_shared.json").write_text(json.dumps(state), encoding="utf-8")
     report.write_report(tmp_path, "cpu")
     table = recorded.read(tmp_path / "claims.csv")
     assert list(table.columns) == recorded.CLAIM_COLUMNS and list(table.columns)[-1] == "parts"
@@ -140,7 +142,7 @@ def test_a_run_from_before_repeats_were_told_is_read_and_benchmarks_alone_are_sk
 )
 def test_a_broken_table_is_one_line_that_names_the_file_the_value_and_the_mend(keep, change, message):
     path = keep("Old", "cpu", OLD) / "claims.csv"
-    path.write_text(path.read_text().replace(*change))
+    path.write_text(path.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         recorded.load()
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -157,13 +159,13 @@ def test_a_broken_table_is_one_line_that_names_the_file_the_value_and_the_mend(k
 )
 def test_a_broken_description_of_a_run_is_one_line_likewise(keep, text, message):
     path = keep("Old", "cpu", OLD) / "run.json"
-    path.unlink() if text is None else path.write_text(text)
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         recorded.load()
 
 
 def test_an_empty_table_is_refused(keep):
-    (keep("Old", "cpu", OLD) / "claims.csv").write_text("")
+    (keep("Old", "cpu", OLD) / "claims.csv").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="is not a table"):
         recorded.load()
 
@@ -192,7 +194,7 @@ def test_the_report_shows_what_other_devices_gave_under_each_claim_run_here_or_n
 
 
 def test_a_broken_record_costs_a_run_no_report(keep, write):
-    (keep("Old", "cpu", OLD) / "run.json").write_text("{")
+    (keep("Old", "cpu", OLD) / "run.json").write_text("{", encoding="utf-8")
     out, page = write(("E3", 2.0))
     assert "What was recorded on other devices is not shown: " in page and "old/run.json is not a run's description" in page
     assert "Recorded: " not in page and (out / "figures" / "claims.png").exists()

@@ -42,11 +42,12 @@ class Job:
         return self.parameters.get("kv_gib", self.entry.own("kv_gib", 0))
 
     def fingerprint(self, device: str) -> str:
-        """Changes with the notebook's cells, its parameters, the two packages, the locked environment or the device."""
+        """Changes with the notebook's cells, its parameters, the two packages, what the model is fitted to, the locked environment or
+        the device."""
         cells = [cell["source"] for cell in json.loads(self.entry.source().read_text(encoding="utf-8"))["cells"]]
         digest = hashlib.sha256(json.dumps([cells, self.parameters, device], sort_keys=True).encode())
         packages = [path for package in ("feather", "lab") for path in (ROOT / package).rglob("*") if path.suffix in _CODE]
-        for path in sorted([*packages, *(ROOT / "requirements").glob("*.txt")]):
+        for path in sorted([*packages, *(ROOT / "data" / "calibration").glob("*.csv"), *(ROOT / "requirements").glob("*.txt")]):
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
