@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lab import machine
+from lab import book, machine
 from lab.claims import CLAIMS, verdict
 from lab.engines import Engine
 from lab.engines.run import Run
@@ -140,23 +140,36 @@ class Study:
         return frame(self._rows[first:])
 
     def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None, engine: Engine | None = None) -> str:
-        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
-        ``parts`` as in ``claims.verdict``; ``engine``: what it ran on, where that is not the study's."""
-        claim = CLAIMS[claim_id]
+        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it. ``parts`` as in
+        ``claims.verdict``; a claim about a shape is told by how many of them hold, and its ratio goes into the reason. ``engine``: what
+        it ran on, where that is not the study's. Raises ValueError for a claim that book.toml does not list for this notebook."""
+        claim = self._listed(claim_id)
         provenance = _provenance(engine) if engine else self.provenance
         found = verdict(claim_id, ours, provenance["backend"], parts)
         if parts:
             reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
-        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
+        here = str(ours).replace("×", f" {claim.unit}", 1)
+        told = f"{sum(parts.values())} of {len(parts)}" if parts and claim.is_shape else ""
+        if told:
+            reason += f" The ratio: {here}."
+            here = f"{told} parts"
+        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "parts": told, "verdict": found, "reason": reason,
                              "backend": provenance["backend"], "device": provenance["device"]})  # fmt: skip
         self._save()
-        here = str(ours).replace("×", f" {claim.unit}", 1)
         return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
+
+    def _listed(self, claim_id: str) -> book.Claim:
+        entry = book.ENTRIES.get(self.name)
+        if entry and claim_id not in entry.claims:
+            raise ValueError(
+                f"{self.name} answers {claim_id}, which is not among its claims in book.toml ({', '.join(entry.claims) or 'none'}): add it there"
+            )
+        return CLAIMS[claim_id]
 
     def not_run(self, claim_id: str, mend: str) -> str:
         """Keep that a claim could not be tested here, and what would make it: the claims table then says "not run here" with
-        ``mend``. Returns one line that says it."""
-        self._not_run[CLAIMS[claim_id].id] = mend
+        ``mend``. Returns one line that says it. Raises ValueError as ``claim`` does."""
+        self._not_run[self._listed(claim_id).id] = mend
         self._save()
         return f"{claim_id}: not run here. {mend}"
 
