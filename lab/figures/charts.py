@@ -29,12 +29,12 @@ _STYLES = {
     "oracle (stop)": ("0.55", "*", (1, 1)),
     "LPM": (_PINK, ">", ""),
     "LPM, no cut-off": (_PINK, ">", (2, 1)),
-    "DFS-weight": (_YELLOW, "8", ""),
+    "DFS-weight": (_YELLOW, "8", (3, 1)),
     "block table": (_BROWN, "H", (1, 1)),
     # What a step of them costs alone, in SGLang's own code or in that of the tree.
     "SGLang LPM": (_PINK, ">", ""),
     "SGLang LPM, cut off": (_PINK, ">", (2, 1)),
-    "SGLang DFS-weight": (_YELLOW, "8", ""),
+    "SGLang DFS-weight": (_YELLOW, "8", (3, 1)),
     "Feather in SGLang": (_BLUE, "d", (1, 1)),
     "Feather, from tokens": (_BLUE, "D", (4, 1)),
     "Feather, from block hashes": (_BLUE, "D", ""),
@@ -84,7 +84,7 @@ def _below(figure, text: str) -> None:
 def _drawn(figure) -> tuple[float, float, float, float]:
     """Left, right, top and bottom of what is drawn so far, legends and titles included, in inches from the figure's lower left corner."""
     figure.draw_without_rendering()
-    box = figure.get_tightbbox(figure.canvas.get_renderer())
+    box = figure.get_tightbbox()
     return box.x0, box.x1, box.y1, box.y0
 
 
@@ -197,6 +197,7 @@ def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
         sns.lineplot(data, x=x, y=y, hue="policy", style="policy", estimator="median", errorbar=("pi", 50), ax=axes,
                      legend=axes is places[-1], **looks(table["policy"]))  # fmt: skip
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         to_scale(axes, data[x], "log")
     sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure

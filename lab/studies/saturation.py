@@ -57,12 +57,14 @@ def over_batches(table: pd.DataFrame, mixed: int) -> Shape:
         "homogeneous higher": bool(higher > 1),
     }
 
-    def told_of(count: int) -> str:
-        where, s = ("up to" if saturated[count] < largest else "still at"), "s" if count == 1 else ""
-        return f"{'one prefix' if count == 1 else f'{count} prefixes'} gain{s} {where} batch {saturated[count]}"
+    def gains(count: int, gain: str) -> str:
+        return f"{gain} up to batch {saturated[count]}" if saturated[count] < largest else f"still {gain} at batch {largest}"
 
-    finding = f"{told_of(1)}, {told_of(mixed)}; one prefix reaches {higher:.2f} times as much"
-    return Shape(gain[1], told, parts, finding[0].upper() + finding[1:])
+    if saturated[1] == saturated[mixed]:
+        finding = f"One prefix and {mixed} prefixes {gains(1, 'gain')}"
+    else:
+        finding = f"One prefix {gains(1, 'gains')}, {mixed} prefixes {gains(mixed, 'gain')}"
+    return Shape(gain[1], told, parts, f"{finding}; one reaches {higher:.2f} times the decode throughput of {mixed}")
 
 
 def found(shape: Shape, table: pd.DataFrame) -> str:

@@ -15,7 +15,7 @@ from lab import machine
 from lab.claims import CLAIMS, verdict
 from lab.engines import Engine, make_engine
 from lab.engines.run import Run
-from lab.figures.charts import HOW, headline, sign, style
+from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -220,7 +220,8 @@ def overview(table: pd.DataFrame, metrics: Sequence[str], by: str | list[str], d
     """Medians over the repeats for a reader: a row for every value of ``by``, a column with its unit for each metric, in the order given."""
     chosen = table[table["metric"].isin(metrics)]
     units = chosen.drop_duplicates("metric").set_index("metric")["unit"]
-    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", sort=not isinstance(by, str) or by != "policy")
+    chosen = chosen.assign(policy=pd.Categorical(chosen["policy"], in_order(chosen["policy"])))
+    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", observed=True).rename_axis(columns=None)
     return wide[[metric for metric in metrics if metric in wide]].rename(columns=lambda metric: f"{metric}, {units[metric]}").round(digits)
 
 

@@ -36,7 +36,10 @@ class Walk:
 
     def finding(self) -> str:
         """What the drawings show, in a sentence."""
-        return f"The prefix that the batch shares goes up and down with it: {', '.join(str(depth) for _, depth in self.tips)} chunks"
+        return (
+            "Who joins can shorten the prefix that a batch shares, who leaves can lengthen it again: "
+            f"{', '.join(str(depth) for _, depth in self.tips)} chunks"
+        )
 
     def found(self) -> str:
         """What was found, as Markdown: the tip after each operation."""
