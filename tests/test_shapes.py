@@ -64,7 +64,7 @@ def test_m1_is_a_cliff_a_step_or_neither():
         ])  # fmt: skip
         return strangers.finding(table, cascade=False)
 
-    assert told(50.0, 48.0) == "One stranger among 16 costs 50 %: a cliff, as published; 8 cost 52 %"
+    assert told(50.0, 48.0) == "One stranger among 16 costs 50 %: a cliff; 8 cost 52 %"
     assert told(80.0, 60.0) == "One stranger among 16 costs 20 %: a step, but not one half; 8 cost 40 %"
     assert told(97.0, 60.0) == "One stranger among 16 costs 3 %: no cliff; 8 cost 40 %"
     assert told(101.0, 100.0) == "One stranger among 16 costs nothing: no cliff; 8 cost nothing"

@@ -44,7 +44,7 @@ POLICIES = tuple(_STYLES)
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
 _SMALL = 8.5  # points
-_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
+_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo", "||", "**", "////", "....", "\\\\\\\\", "xxxx", "----", "++++")
 
 
 def style() -> None:
@@ -97,6 +97,11 @@ def _write(figure, x: float, y: float, text: str, side: str, **look) -> None:
 def spread(repeats: int) -> str:
     """What the marks and bars of a figure over so many repeats are, for its setting."""
     return "one run each" if repeats == 1 else f"medians of {repeats} runs with 95 % intervals"
+
+
+def _hatch(policy: str, number: int) -> str:
+    """A policy's hatch, the same in every figure; ``number``: of a policy that has no look of its own."""
+    return _HATCHES[(POLICIES.index(policy) - 1 if policy in POLICIES else number) % len(_HATCHES)]
 
 
 def in_order(policies) -> list[str]:
@@ -176,6 +181,10 @@ def to_scale(axes, values: pd.Series, scale: str | None = None) -> None:
     scale = scale or ("log" if spread >= 16 and ticks[0] > 0 else "symlog" if spread >= 16 else "linear")
     axes.set_xscale(scale, **({"linthresh": ticks[ticks > 0].min()} if scale == "symlog" else {}))
     axes.minorticks_off()
+    scaled = axes.xaxis.get_transform()
+    low, high = scaled.transform(ticks[[0, -1]])
+    if low < high:  # the margins are those of the scale, not of the numbers
+        axes.set_xlim(scaled.inverted().transform([low - 0.05 * (high - low), high + 0.05 * (high - low)]))
     place = axes.transData.transform
     apart = 0.4 * axes.figure.dpi
     labelled: list[float] = []
@@ -208,8 +217,10 @@ def bars(table: pd.DataFrame, metric: str, xlabel: str):
     medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
     figure, axes = plt.subplots()
     drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
-    axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)
+    axes.bar_label(drawn, [f"{float(f'{value:.3g}'):g}" for value in medians], padding=3)
     axes.set(xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -224,14 +235,21 @@ def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str, axes=None):
         data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
         at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
-        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_HATCHES[number % len(_HATCHES)],
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_hatch(policy, number),
                  edgecolor="white", linewidth=0, error_kw={"lw": 1})  # fmt: skip
     axes.axhline(1, color="0.2", lw=1)
-    axes.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places])
+    axes.set_xticks(range(len(places)), _wrapped(places, axes))
     axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+def _wrapped(places: Sequence, axes) -> list[str]:
+    """Labels of places side by side, broken at commas and wherever they would run into their neighbours."""
+    inches = axes.get_position().width * axes.figure.get_figwidth() / len(places)
+    letters = max(6, int(inches / 0.1))
+    return ["\n".join(textwrap.fill(part, letters) for part in str(place).replace(", ", ",\n").split("\n")) for place in places]
 
 
 def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.DataFrame:

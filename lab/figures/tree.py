@@ -8,7 +8,7 @@ import seaborn as sns
 from feather.cht import ChunkedHashTree
 
 
-def draw_tree(tree: ChunkedHashTree, names: Mapping[Hashable, str], ends: Mapping[Hashable, str], title: str, axes=None):
+def draw_tree(tree: ChunkedHashTree, names: Mapping, ends: Mapping, title: str, axes=None):
     """Draw the nodes: filled where they are in the working set, ringed where the shared-prefix tip is.
 
     ``names`` labels a node by its hash, ``ends`` gives the requests that end at it. Returns the axes.

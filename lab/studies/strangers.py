@@ -59,7 +59,9 @@ def curves(table: pd.DataFrame) -> pd.DataFrame:
     point of both orders."""
     pure = table[table["divergent"] == 0]
     told = pd.concat([table, pure.assign(rows="side by side")], ignore_index=True)
-    return told.assign(rows=told["rows"] + told["cascade"].map({True: ", cascade kernel", False: ""}))
+    if told["cascade"].nunique() == 1:
+        return told
+    return told.assign(rows=told["rows"] + told["cascade"].map({True: ", cascade kernel", False: ", paged kernel"}))
 
 
 class Costs(NamedTuple):
@@ -98,7 +100,7 @@ def finding(table: pd.DataFrame, cascade: bool) -> str:
     one, most, _, strangers, batch = costs(table, cascade)
     told = f"One stranger among {batch} costs {words.loss(one)}"
     if words.differs(one) and one.median > 1:
-        told += ": a cliff, as published" if one.median >= 1.6 else ": a step, but not one half"
+        told += ": a cliff" if one.median >= 1.6 else ": a step, but not one half"
     elif one.high < 1.6:
         told += ": no cliff"
     return f"{told}; {strangers} cost {words.loss(most)}"
