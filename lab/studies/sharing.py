@@ -67,7 +67,7 @@ def over_groups(table: pd.DataFrame, groups: Sequence[int], cached: float, until
     told = (
         f"Throughput at {groups[0]} group over {groups[1]}; {few} over {many}: {flat.median:.2f}×"
         + (f"; {many} over {last}: {collapse.median:.2f}×. " if many < last else f"; none of more than {until:g} groups was run. ")
-        + f"The KV cache holds {cached:.1f} such prefixes, beyond which they are evicted."
+        + f"The KV cache holds {cached:.1f} such prefixes beside the running requests; more are evicted."
     )
     parts = {
         "drop of more than 10 %": drop.median > 1.1,

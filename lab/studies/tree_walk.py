@@ -24,6 +24,7 @@ class Walk:
             self.tree.insert(name, path)
         rows = (stages + 1) // 2
         self.figure, places = plt.subplots(rows, 2, figsize=(12, 4.2 * rows), squeeze=False)
+        plt.close(self.figure)  # shown when it is complete, not with the cell that begins it
         self._places = iter(places.flat)
         self.tips: list[tuple[str, int]] = []
         """operation → depth of the shared-prefix tip after it, in chunks"""
