@@ -105,11 +105,12 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def lines(
-    table: pd.DataFrame, metric: str, x: str, hue: str | None, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None
+    table: pd.DataFrame, metric: str, x: str, hue: str | None, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None,
+    axes=None,
 ):  # fmt: skip
     """Medians over the repeats with their 95 % bootstrap intervals, ``x`` to scale: ``scale`` is "linear" or "log", by default what shows the
     values best; values that are no numbers stand evenly spaced. Of policies that coincide all can be seen: the later one's line is the
-    narrower. ``order``: the values of another ``hue``, where they are not to be sorted."""
+    narrower. ``order``: the values of another ``hue``, where they are not to be sorted. ``axes``: a panel to draw in, instead of a figure of its own."""
     data = of_metric(table, metric)
     if hue is None:
         options = {"marker": "o"}
@@ -128,7 +129,7 @@ def lines(
             "markers": True,
             "dashes": True,
         }
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots() if axes is None else (axes.figure, axes)
     sns.lineplot(data, x=x, y="value", hue=hue, style=hue, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
@@ -149,10 +150,10 @@ def to_scale(axes, values: pd.Series, scale: str | None = None) -> None:
     axes.set_xscale(scale, **({"linthresh": ticks[ticks > 0].min()} if scale == "symlog" else {}))
     axes.minorticks_off()
     place = axes.transData.transform
-    width = axes.figure.dpi * axes.figure.get_figwidth()
+    apart = 0.4 * axes.figure.dpi
     labelled: list[float] = []
     for tick in [ticks[0], *ticks[:0:-1]]:  # the ends first, then from the right
-        if all(abs(place((tick, 0))[0] - place((other, 0))[0]) > 0.055 * width for other in labelled):
+        if all(abs(place((tick, 0))[0] - place((other, 0))[0]) > apart for other in labelled):
             labelled.append(tick)
     axes.set_xticks(sorted(labelled), [_tick(tick) for tick in sorted(labelled)])
 
@@ -185,9 +186,10 @@ def bars(table: pd.DataFrame, metric: str, xlabel: str):
     return figure
 
 
-def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str):
-    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
-    figure, axes = plt.subplots(figsize=(8.4, 4.2))
+def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str, axes=None):
+    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1. ``axes``: a panel to draw in,
+    instead of a figure of its own."""
+    figure, axes = plt.subplots(figsize=(8.4, 4.2)) if axes is None else (axes.figure, axes)
     policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
     width = 0.8 / len(policies)
     for number, policy in enumerate(policies):

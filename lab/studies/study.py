@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from lab import machine
 from lab.claims import CLAIMS, verdict
-from lab.engines import Engine
+from lab.engines import Engine, make_engine
 from lab.engines.run import Run
-from lab.figures.charts import HOW, headline, sign
+from lab.figures.charts import HOW, headline, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -81,10 +81,16 @@ class Study:
         """Where its numbers come from, with the engine as it is set now."""
         return _provenance(self.engine) if self.engine else machine.provenance(self._backend) | self._told
 
-    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
+    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1, cascade: Sequence[bool] | None = None) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
-        same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
-        conditions could not be told apart in the rows, or there is nothing to run."""
+        same other), after one run that is thrown away. Returns the rows of this call. ``cascade``: with vLLM's cascade attention on or
+        off, as its values say, each in rows of its own (``under_cascade``); afterwards the engine is set to the first of them.
+
+        Raises ValueError where two conditions could not be told apart in the rows, or there is nothing to run."""
+        if cascade is not None:
+            table = self.measure(under_cascade(conditions, self.engine, cascade), repeats, seed)
+            self.engine.use_cascade(cascade[0])
+            return table
         check_repeats(repeats)
         if not conditions:
             raise ValueError("there is no condition to measure: a list of values is empty")
@@ -199,6 +205,21 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def start(name: str, out: str | Path, backend: str = "auto", model: str = "tiny-llama", **options) -> tuple[Engine, Study]:
+    """What a notebook begins with: the look of the figures, the engine that ``make_engine`` makes of ``options``, and a study on it."""
+    style()
+    engine = make_engine(backend, model, **options)
+    return engine, Study(name, engine, out)
+
+
+def overview(table: pd.DataFrame, metrics: Sequence[str], by: str | list[str], digits: int = 2) -> pd.DataFrame:
+    """Medians over the repeats for a reader: a row for every value of ``by``, a column with its unit for each metric, in the order given."""
+    chosen = table[table["metric"].isin(metrics)]
+    units = chosen.drop_duplicates("metric").set_index("metric")["unit"]
+    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", sort=not isinstance(by, str) or by != "policy")
+    return wide[[metric for metric in metrics if metric in wide]].rename(columns=lambda metric: f"{metric}, {units[metric]}").round(digits)
 
 
 def check_repeats(repeats: int) -> None:
