@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from lab.engines import Engine
 from lab.figures.charts import in_order
 from lab.stats import Ratio
 from lab.studies.study import compare
@@ -56,8 +57,8 @@ def times(ratio: Ratio) -> str:
 
 
 def told(ratio: Ratio) -> str:
-    """A ratio, and whether it is one: "1.50×", or "1.01× (no difference)" where noise would explain it."""
-    return times(ratio) if differs(ratio) else f"{times(ratio)} (no difference)"
+    """A ratio, and whether it is one: "1.50×", or "1.01× (within noise)" where it is none."""
+    return times(ratio) if differs(ratio) else f"{times(ratio)} (within noise)"
 
 
 def gains(ratio: Ratio) -> bool:
@@ -86,6 +87,11 @@ def listed(parts: Iterable[str]) -> str:
     """ "a, b and c"."""
     *most, last = parts
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def kernel(engine: Engine) -> str:
+    """What a reason says of the attention kernel, where there is a choice."""
+    return "" if engine.backend == "cpu" else f" Attention kernel: {engine.kernel}."
 
 
 TRANSIENT = (

@@ -84,7 +84,7 @@ def draw_cases(study: Study, cases: pd.DataFrame) -> None:
     study.figure(
         figure,
         "e3_cases",
-        f"{policy} gives {times(gained)} FCFS's throughput where decode lengths are equal, {times(left)} where they are not",
+        f"{policy} over FCFS: {told(gained)} where decode lengths are equal, {told(left)} where they are not",
         f"{requests} requests, all there at the start, batch {study.engine.max_batch}, {count(number, 'prefix group')} of {tokens} tokens; "
         + figures.spread(comparing.repeats(cases)),
         "Throughput and p99 time to first token over FCFS's (E3), a full queue with equal and with unequal decode lengths.",
@@ -148,20 +148,19 @@ def found(table: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> s
     return words.bullets([
         f"**Groups.** From {numbers[0]} to {numbers[-1]} groups, the throughputs of {policy} over FCFS {trend(ratios)}: {listed(map(times, ratios))}. "
         f"At {count(where, 'group')}, its best, its p99 time to first token is {times(over(table, policy, metric=comparing.P99, groups=where))} FCFS's.",
-        f"**Order or stopping.** With the groups given, at {count(where, 'group')}, order alone gives {told(order)} over FCFS and strictly "
-        f"homogeneous batches {told(stop)}" + _worth_more(order, stop),
-        f"**Unequal lengths.** {policy} gives {told(over(cases, policy, case=unequal))} over FCFS with {unequal}, and "
+        f"**Order or stopping.** With the groups given, at {count(where, 'group')}, order alone gives {told(order)} over FCFS, strictly "
+        f"homogeneous batches {told(stop)}" + _worth_more(over(table, "oracle (order)", "oracle (stop)", groups=where)),
+        f"**Unequal lengths.** {policy} over FCFS: {told(over(cases, policy, case=unequal))} with {unequal}, "
         f"{told(over(cases, policy, case=equal))} with {equal}.",
         f"**Nothing shared.** Feather's throughput over FCFS's on prompts that share nothing: {over(unshared, 'Feather')}.",
         comparing.TRANSIENT,
     ])  # fmt: skip
 
 
-def _worth_more(order: Ratio, stop: Ratio) -> str:
-    apart = order.median / stop.median - 1
-    if abs(apart) <= words.NOISE:
-        return ": no difference between the two."
-    return f": here {'order' if apart > 0 else 'stopping'} is worth more."
+def _worth_more(apart: Ratio) -> str:
+    if not words.differs(apart):
+        return ": no difference between the two beyond noise."
+    return f": here {'order' if apart.median > 1 else 'stopping'} is worth more."
 
 
 def _finding(table: pd.DataFrame) -> str:
