@@ -7,7 +7,7 @@ import pandas as pd
 
 from lab.figures.charts import lines, ratio_bars, ratio_table
 
-_PANEL = (5.0, 4.2)  # inches
+_WIDTH, _HEIGHT = 5.0, 4.2  # of a panel, in inches
 
 
 def lines_beside(table: pd.DataFrame, metrics: Mapping[str, str], x: str, hue: str | None, xlabel: str, scale: str | None = None):
@@ -19,18 +19,18 @@ def lines_beside(table: pd.DataFrame, metrics: Mapping[str, str], x: str, hue: s
     return figure
 
 
-def ratio_bars_beside(table: pd.DataFrame, metrics: Mapping[str, str], base: str, x: str):
-    """``charts.ratio_bars`` of each metric's ratio to the policy ``base`` in a panel of its own. ``metrics``: metric → label of its axis."""
-    figure, places = _panels(len(metrics))
+def ratio_bars_beside(table: pd.DataFrame, metrics: Mapping[str, str], base: str, x: str, width: float = _WIDTH):
+    """``charts.ratio_bars`` of each metric's ratio to the policy ``base`` in a panel of its own, ``width`` inches wide. ``metrics``: metric →
+    label of its axis."""
+    figure, places = _panels(len(metrics), width)
     for axes, (metric, ylabel) in zip(places, metrics.items()):
         ratio_bars(ratio_table(table, metric, base, x), x, ylabel, axes=axes)
     _one_legend(places)
     return figure
 
 
-def _panels(count: int):
-    width, height = _PANEL
-    figure, places = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
+def _panels(count: int, width: float = _WIDTH):
+    figure, places = plt.subplots(1, count, figsize=(width * count, _HEIGHT), squeeze=False)
     figure.subplots_adjust(left=0.07, right=0.98, top=0.96, wspace=0.24)
     return figure, places[0]
 

@@ -95,6 +95,5 @@ def kernel(engine: Engine) -> str:
 
 
 TRANSIENT = (
-    "**Transient.** All requests are there at the start and the queue drains: this is not the steady state of a server, and the ratios do "
-    "not carry over to one."
+    "**Transient.** A queue that is there at the start and drains is not the steady state of a server: the ratios do not carry over to one."
 )

@@ -67,7 +67,7 @@ def found(table: pd.DataFrame, judged: str) -> str:
         f"**Waiting.** On {best} its p99 time to first token is {times(over(table, judged, metric=comparing.P99, model=best))} FCFS's.",
         "**Evictions.** " + (
             "Under FCFS the KV cache overflows on " + listed(crowded) + ": " + listed(
-                f"{hits['FCFS', model]:.0%} of {model}'s prompt tokens come from the cache under FCFS, {hits[judged, model]:.0%} under {judged}"
+                f"{100 * hits['FCFS', model]:.0f} % of {model}'s prompt tokens come from the cache under FCFS, {100 * hits[judged, model]:.0f} % under {judged}"
                 for model in crowded) + "." if crowded else "No model's KV cache overflows under FCFS."),
         comparing.TRANSIENT,
     ])  # fmt: skip

@@ -178,7 +178,7 @@ class Study:
         rows: pd.DataFrame | None = None,
     ) -> None:
         """Write a matplotlib figure as PNG and PDF under a headline: the ``finding`` in a sentence, and the ``setting``, to which backend and
-        kernel are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
+        kernel (if it is one) are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
         given, or on all that the given rows name. ``caption`` says what is drawn, for who reads the figure beside its neighbours."""
         engine = engine or self.engine
         if measured:
@@ -187,7 +187,8 @@ class Study:
                 told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
                 provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
             sign(figure, provenance)
-            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine else "")
+            one_kernel = engine and " and " not in provenance["device"]
+            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if one_kernel else "")
         headline(figure, finding, setting)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
