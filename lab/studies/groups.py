@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from lab import figures
@@ -10,6 +11,8 @@ from lab.studies import comparing, words
 from lab.studies.comparing import count, listed, over, times, told, trend
 from lab.studies.evaluation import over_groups, without_sharing
 from lab.studies.study import Study
+
+_HELD = 0.97  # prompt tokens found in the prefix cache where it holds all prefixes: what is left are the requests' own
 
 
 def full_queue(
@@ -143,13 +146,21 @@ def found(table: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> s
     numbers = sorted(table["groups"].unique())
     policy, where, _ = comparing.best(table, "groups")
     ratios = [over(table, policy, groups=number) for number in numbers]
-    order, stop = (over(table, name, groups=where) for name in ("oracle (order)", "oracle (stop)"))
+    hits = table[table["metric"] == "prefix hits"].groupby(["groups", "policy"])["value"].median()
+    held = [number for number in numbers if hits[number].min() > _HELD] or numbers[:1]
+    apart = {number: over(table, "oracle (order)", "oracle (stop)", groups=number) for number in held}
+    furthest = max(apart, key=lambda number: abs(np.log(apart[number].median)))
+    order, stop = (over(table, name, groups=furthest) for name in ("oracle (order)", "oracle (stop)"))
+    evicted = [number for number in numbers if number not in held]
     equal, unequal = cases["case"].unique()
     return words.bullets([
         f"**Groups.** From {numbers[0]} to {numbers[-1]} groups, the throughputs of {policy} over FCFS {trend(ratios)}: {listed(map(times, ratios))}. "
         f"At {count(where, 'group')}, its best, its p99 time to first token is {times(over(table, policy, metric=comparing.P99, groups=where))} FCFS's.",
-        f"**Order or stopping.** With the groups given, at {count(where, 'group')}, order alone gives {told(order)} over FCFS, strictly "
-        f"homogeneous batches {told(stop)}" + _worth_more(over(table, "oracle (order)", "oracle (stop)", groups=where)),
+        f"**Evictions.** At {listed(map(str, evicted))} groups the KV cache does not hold what is asked for: part of a gain there is prefill that was not "
+        f"repeated. At {where} groups {100 * hits[where, policy]:.0f} % of the prompt tokens came from the cache, under FCFS {100 * hits[where, 'FCFS']:.0f} %."
+        if where in evicted else "",
+        f"**Order or stopping.** With the groups given, the two are furthest apart at {count(furthest, 'group')}: order alone gives {told(order)} over FCFS, strictly "
+        f"homogeneous batches {told(stop)}" + _worth_more(apart[furthest]),
         f"**Unequal lengths.** {policy} over FCFS: {told(over(cases, policy, case=unequal))} with {unequal}, "
         f"{told(over(cases, policy, case=equal))} with {equal}.",
         f"**Nothing shared.** Feather's throughput over FCFS's on prompts that share nothing: {over(unshared, 'Feather')}.",
