@@ -31,6 +31,13 @@ _STYLES = {
     "LPM, no cut-off": (_PINK, ">", (2, 1)),
     "DFS-weight": (_YELLOW, "8", ""),
     "block table": (_BROWN, "H", (1, 1)),
+    # What a step of them costs alone, in SGLang's own code or in that of the tree.
+    "SGLang LPM": (_PINK, ">", ""),
+    "SGLang LPM, cut off": (_PINK, ">", (2, 1)),
+    "SGLang DFS-weight": (_YELLOW, "8", ""),
+    "Feather in SGLang": (_BLUE, "d", (1, 1)),
+    "Feather, from tokens": (_BLUE, "D", (4, 1)),
+    "Feather, from block hashes": (_BLUE, "D", ""),
 }
 POLICIES = tuple(_STYLES)
 
@@ -48,28 +55,48 @@ def style() -> None:
 
 def headline(figure, finding: str, setting: str) -> None:
     """What the figure shows in a sentence, in bold over everything, and under it in what setting: workload, backend, kernel, repeats."""
-    width = figure.get_figwidth()
+    left, right, top, _ = _drawn(figure)
+    width = max(right - left, 4.0)  # inches
     finding, setting = textwrap.fill(finding, int(10 * width)), textwrap.fill(setting, int(14.5 * width))
-    height = figure.get_figheight()
-    below = 0.30 + 0.17 * setting.count("\n")  # inches, from the top of the axes' titles to the finding
-    figure.text(0.01, 1 + 0.08 / height, setting, fontsize=_SMALL, color="0.35", ha="left", va="bottom")
-    figure.text(0.01, 1 + below / height, finding, fontsize=12, fontweight="bold", ha="left", va="bottom")
+    _write(figure, left, top + 0.14, setting, "bottom", fontsize=_SMALL, color="0.35")
+    _write(figure, left, _drawn(figure)[2] + 0.08, finding, "bottom", fontsize=12, fontweight="bold")
 
 
-def sign(figure, provenance: dict[str, str], y: float = -0.04) -> None:
+def sign(figure, provenance: dict[str, str], y: float | None = None) -> None:
     """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
-    figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
+    if y is None:
+        _below(figure, text)
+    else:
+        figure.text(0.01, y, text, fontsize=_SMALL, color="0.35", ha="left", va="top")
+
+
+def note(figure, text: str) -> None:
+    """Write under all that is there what was cut or scaled to make the workload."""
+    _below(figure, text)
+
+
+def _below(figure, text: str) -> None:
+    left, right, _, bottom = _drawn(figure)
+    _write(figure, left, bottom - 0.08, textwrap.fill(text, int(14.5 * max(right - left, 4.0))), "top", fontsize=_SMALL, color="0.35")
+
+
+def _drawn(figure) -> tuple[float, float, float, float]:
+    """Left, right, top and bottom of what is drawn so far, legends and titles included, in inches from the figure's lower left corner."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    return box.x0, box.x1, box.y1, box.y0
+
+
+def _write(figure, x: float, y: float, text: str, side: str, **look) -> None:
+    """Write at a place in inches from the figure's lower left corner, which may lie outside it: figures are saved with all that they hold."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, text, ha="left", va=side, **look)
 
 
 def spread(repeats: int) -> str:
     """What the marks and bars of a figure over so many repeats are, for its setting."""
     return "one run each" if repeats == 1 else f"medians of {repeats} runs with 95 % intervals"
-
-
-def note(figure, text: str) -> None:
-    """Write under the signature what was cut or scaled to make the workload."""
-    figure.text(0.01, -0.09, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
 
 
 def in_order(policies) -> list[str]:
@@ -132,7 +159,7 @@ def lines(
     figure, axes = plt.subplots() if axes is None else (axes.figure, axes)
     sns.lineplot(data, x=x, y="value", hue=hue, style=hue, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] + 0.05 * axes.dataLim.y1)
     to_scale(axes, data[x], scale)
     if hue:
         sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
@@ -164,7 +191,7 @@ def _tick(value) -> str:
 
 def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
     """Medians of ``y`` per policy on logarithmic axes, one panel for each facet: (x, rows chosen, title, label of x)."""
-    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True)
+    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True, gridspec_kw={"wspace": 0.08})
     for axes, (x, chosen, title, xlabel) in zip(places, facets):
         data = table[chosen]
         sns.lineplot(data, x=x, y=y, hue="policy", style="policy", estimator="median", errorbar=("pi", 50), ax=axes,
@@ -184,7 +211,6 @@ def bars(table: pd.DataFrame, metric: str, xlabel: str):
     axes.set(xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
     axes.minorticks_off()
     axes.grid(axis="y", visible=False)
-    figure.subplots_adjust(left=0.34, right=0.98, top=0.96)
     return figure
 
 

@@ -130,6 +130,7 @@ def draw_queue(study: Study, table: pd.DataFrame) -> None:
         "Throughput and p99 time to first token over the same engine's FCFS, a full queue (E9), by decode lengths and kernel. With equal lengths FCFS "
         "and Feather only.",
         rows=table,
+        kernel=False,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lab import machine
 from lab.claims import CLAIMS, verdict
 from lab.engines import Engine, make_engine
 from lab.engines.run import Run
-from lab.figures.charts import HOW, headline, sign, style
+from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -176,10 +176,12 @@ class Study:
         measured: bool = True,
         engine: Engine | None = None,
         rows: pd.DataFrame | None = None,
+        kernel: bool = True,
     ) -> None:
         """Write a matplotlib figure as PNG and PDF under a headline: the ``finding`` in a sentence, and the ``setting``, to which backend and
-        kernel (if it is one) are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
-        given, or on all that the given rows name. ``caption`` says what is drawn, for who reads the figure beside its neighbours."""
+        kernel are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
+        given, or on all that the given rows name; ``kernel``: whether an attention kernel had a part in it. ``caption`` says what is drawn, for
+        who reads the figure beside its neighbours."""
         engine = engine or self.engine
         if measured:
             provenance = _provenance(engine) if engine else self.provenance
@@ -187,8 +189,7 @@ class Study:
                 told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
                 provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
             sign(figure, provenance)
-            one_kernel = engine and " and " not in provenance["device"]
-            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if one_kernel else "")
+            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine and kernel else "")
         headline(figure, finding, setting)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
@@ -219,7 +220,8 @@ def overview(table: pd.DataFrame, metrics: Sequence[str], by: str | list[str], d
     """Medians over the repeats for a reader: a row for every value of ``by``, a column with its unit for each metric, in the order given."""
     chosen = table[table["metric"].isin(metrics)]
     units = chosen.drop_duplicates("metric").set_index("metric")["unit"]
-    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", sort=not isinstance(by, str) or by != "policy")
+    chosen = chosen.assign(policy=pd.Categorical(chosen["policy"], in_order(chosen["policy"])))
+    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", observed=True).rename_axis(columns=None)
     return wide[[metric for metric in metrics if metric in wide]].rename(columns=lambda metric: f"{metric}, {units[metric]}").round(digits)
 
 
