@@ -231,9 +231,10 @@ def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str, axes=None):
     figure, axes = plt.subplots(figsize=(8.4, 4.2)) if axes is None else (axes.figure, axes)
     policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
     width = 0.8 / len(policies)
+    there = [in_order(ratios[ratios[x] == place]["policy"]) for place in places]  # bars stand in the middle of their place, however many
     for number, policy in enumerate(policies):
-        data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
-        at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
+        data = ratios[ratios["policy"] == policy].set_index(x).reindex(place for place, names in zip(places, there) if policy in names)
+        at = [place + (names.index(policy) - (len(names) - 1) / 2) * width for place, names in enumerate(there) if policy in names]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
         axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_hatch(policy, number),
                  edgecolor="white", linewidth=0, error_kw={"lw": 1})  # fmt: skip
