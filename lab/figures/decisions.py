@@ -44,7 +44,8 @@ def maps(table: pd.DataFrame):
             axes.set_ylabel(f"w = {w}\nΔ, chunks")
         if row == len(sharing) - 1:
             axes.set_xlabel("b, requests")
-    figure.legend(handles=[Patch(color=ADD, label="ADD"), Patch(color=STOP, label="STOP")], loc="outside right upper", frameon=False)
+    handles = [Patch(color=ADD, label="ADD"), Patch(color=STOP, label="STOP")]
+    places[0][-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 

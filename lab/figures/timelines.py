@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lab.figures.charts import looks
+from lab.figures.charts import in_order, looks
 
 
 def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: str, stacked: bool = False, mark: float | None = None):
@@ -17,17 +18,18 @@ def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: s
     count = len(panels)
     shape, size = ((count, 1), (8.4, 3.2 * count)) if stacked else ((1, count), (4.6 * count + 2.4, 4.2))
     figure, places = plt.subplots(*shape, figsize=size, squeeze=False, sharey=not stacked, layout="constrained")
-    names = pd.concat(panels.values())["policy"]
+    names = in_order(pd.concat(panels.values())["policy"])
+    widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))  # of lines that coincide all can be seen
+    told = places.flat[0 if stacked else -1]
     for axes, (panel, table) in zip(places.flat, panels.items()):
-        sns.lineplot(table, x=x, y="throughput", hue="policy", style="policy", estimator="median", errorbar=("pi", 100), markersize=5,
-                     markeredgewidth=0.4, markevery=max(1, table[x].nunique() // 15), ax=axes, **looks(names))  # fmt: skip
+        sns.lineplot(table, x=x, y="throughput", hue="policy", style="policy", size="policy", size_order=names, sizes=widths, estimator="median",
+                     errorbar=("pi", 100), markersize=7, markeredgewidth=0.4, markevery=max(1, table[x].nunique() // 15), legend=axes is told, ax=axes,
+                     **looks(names))  # fmt: skip
         if mark is not None:
             axes.axvline(mark, color="0.4", ls="--", lw=1)
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
         axes.set_ylim(bottom=0)
-        if axes is places.flat[0]:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-        axes.get_legend().remove()
+    sns.move_legend(told, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
 
 

@@ -3,16 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import seaborn as sns
-from tqdm import tqdm
-
-from lab import figures
 from lab.engines.arms import Arm
-from lab.studies.study import Condition, Study
-from lab.workloads import Workload, even_sizes, grouped, make_prefixes
+from lab.studies.study import Condition
+from lab.workloads import even_sizes, grouped
 
 CLIENTS = 2  # in closed loop, for each row of the batch
 
