@@ -93,8 +93,9 @@ def asked(made: pd.DataFrame):
 def training(curves: dict[str, list[tuple[int, float]]]):
     """Mean reward of the episodes over the decisions trained for, one line a network; (decisions, reward) pairs."""
     figure, axes = plt.subplots()
-    for (name, curve), marker in zip(curves.items(), "osD^vPX"):
-        axes.plot(*zip(*curve), marker=marker, ms=4, label=name)
+    own = sns.color_palette("viridis", len(curves))
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(*zip(*curve), ("-", "--", "-.", ":")[number % 4], marker="osD^vPX"[number % 7], ms=4, color=own[number], label=name)
     axes.axhline(0, color="0.2", lw=1)
     axes.set(xlabel="decisions", ylabel="reward of an episode, batches' time saved")
     axes.set_yscale("symlog", linthresh=1)

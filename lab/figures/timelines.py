@@ -19,7 +19,7 @@ def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: s
     shape, size = ((count, 1), (8.4, 3.2 * count)) if stacked else ((1, count), (4.6 * count + 2.4, 4.2))
     figure, places = plt.subplots(*shape, figsize=size, squeeze=False, sharey=not stacked, layout="constrained")
     names = in_order(pd.concat(panels.values())["policy"])
-    widths = dict(zip(names, np.linspace(1.5 + 0.8 * (len(names) - 1), 1.5, len(names))))  # of lines that coincide all can be seen
+    widths = dict(zip(names, np.linspace(min(1.5 + 0.8 * (len(names) - 1), 4), 1.2, len(names))))  # of lines that coincide all can be seen
     told = places.flat[0 if stacked else -1]
     for axes, (panel, table) in zip(places.flat, panels.items()):
         sns.lineplot(table, x=x, y="throughput", hue="policy", style="policy", size="policy", size_order=names, sizes=widths, estimator="median",
@@ -28,7 +28,11 @@ def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: s
         if mark is not None:
             axes.axvline(mark, color="0.4", ls="--", lw=1)
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(bottom=0)
+    highest = [table.groupby(["policy", x])["throughput"].max().max() for table in panels.values()]
+    for axes, most in zip(places.flat, highest if stacked else [max(highest)] * count):
+        axes.set_ylim(0, 1.06 * most)
+        if mark is None:
+            axes.set_xlim(left=0)
     sns.move_legend(told, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
 
