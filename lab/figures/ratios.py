@@ -28,7 +28,7 @@ def ratio_panels(ratios: pd.DataFrame, panel: str, xlabel: str):
         )
         for row, (median, high) in enumerate(zip(data["median"], data["high"])):
             if pd.notna(median):
-                one.text(high, row, f"  {median:.2f}×", va="center", fontsize=9)
+                one.text(max(high, 1), row, f"  {median:.2f}×", va="center", fontsize=9)
         one.axvline(1, color="0.2", lw=1)
         one.set(title=place, xlabel=xlabel, xlim=(0, 1.22 * max(1.0, ratios["high"].max())), ylim=(len(names) - 0.4, -0.6))
         one.grid(axis="y", visible=False)

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from lab import machine
 from lab.claims import CLAIMS, verdict
-from lab.engines import Engine
+from lab.engines import Engine, make_engine
 from lab.engines.run import Run
-from lab.figures.charts import HOW, headline, sign
+from lab.figures.charts import HOW, headline, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -199,6 +199,13 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def start(name: str, out: str | Path, backend: str = "auto", model: str = "tiny-llama", **options) -> tuple[Engine, Study]:
+    """What a notebook begins with: the look of the figures, the engine that ``make_engine`` makes of ``options``, and a study on it."""
+    style()
+    engine = make_engine(backend, model, **options)
+    return engine, Study(name, engine, out)
 
 
 def check_repeats(repeats: int) -> None:
