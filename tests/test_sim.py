@@ -488,7 +488,11 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     sizes = stopping.Sizes(4, 1024, 8, (4, 12), queue_requests=16, queue_batch=8, loop_requests=16, loop_batch=4)
     with pytest.raises(ValueError, match="chunk_sizes=\\[64\\] must contain 512"):
         stopping.drain(study, sizes, [64], repeats=1)
-    drained, parted, decided = stopping.drain(study, sizes, [64, 512], 1), stopping.apart(study, sizes, 1), stopping.deciders(study, sizes, 1)
+    drained, parted, decided = (
+        stopping.drain(study, sizes, [64, 512], 1),
+        stopping.apart(study, sizes, 1),
+        stopping.deciders(study, sizes, 1),
+    )
     assert set(drained["max batch"]) == {8} and set(parted["max batch"]) == set(decided["max batch"]) == {4}
     assert parted[parted["metric"] == "mean batch"]["value"].max() <= 4 < drained[drained["metric"] == "mean batch"]["value"].max()
     stopping.chunk_figures(study, drained, sizes)
