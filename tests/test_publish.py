@@ -17,13 +17,14 @@ def test_the_pages_hold_the_recorded_claims():
     folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
     run = json.loads((folder / "run.json").read_text())
     table = claims_table(pd.read_csv(folder / "claims.csv", keep_default_na=False), measured_elsewhere(run))
-    assert f"<!-- claims -->\n{table}\n<!-- /claims -->" in (ROOT / "docs" / "findings.md").read_text()
+    for page in PAGES:
+        assert f"<!-- claims -->\n{table}\n<!-- /claims -->" in (ROOT / page).read_text()
 
 
 def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
     claims = ROOT / "data" / "recorded" / "modelled" / "claims.csv"
     table = modelled_table(pd.read_csv(claims, keep_default_na=False)) if claims.exists() else "No run is kept yet."
-    assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "docs" / "findings.md").read_text()
+    assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "artifact.md").read_text()
 
 
 def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
@@ -40,7 +41,6 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
     monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: ["s"])
     marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
-    (tmp_path / "docs").mkdir()
     for page in PAGES:
         (tmp_path / page).write_text(marks)
 
@@ -152,8 +152,7 @@ def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
 
 def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
-    for page in PAGES:
+    for page in ("README.md", "artifact.md"):
         (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
     run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}
     monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: [])

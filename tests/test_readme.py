@@ -5,11 +5,11 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from feather.policies.registry import POLICIES
 
 from feather.options import Options
 from lab import book
@@ -77,7 +77,8 @@ def test_the_table_of_options_names_each_once_with_its_default():
         names, defaults, meaning = (cell.strip() for cell in row.strip("| ").split(" | ", 2))
         told += zip(re.findall(r"`(\w+)`", names), (ast.literal_eval(value.strip("` ")) for value in defaults.split(", ")), strict=True)
         assert meaning
-    assert sorted(told) == sorted((field.name, field.default) for field in fields(Options))
+    assert sorted(told) == sorted((name, declared.default) for name, declared in Options.known().items())
+    assert [policy for policy in POLICIES if f'`"{policy}"`' not in table] == []
 
 
 def test_the_options_in_the_examples_are_accepted():

@@ -1,7 +1,7 @@
 """``python -m lab.artifact.publish [OUT] [--again]``: keep a finished run as the reference for its device.
 
 Figures go to ``figures/``, in place of those of the run before, with a page that shows them; rows, claims and the machine to
-``data/recorded/<device>/``; the tables in docs/findings.md and artifact.md are written anew: they call this device "here"
+``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here"
 (``data/recorded/reference`` says which it is) and have a column for every other device that a run was measured on. A run on the
 modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand among measured ones. Refuses a run of
 another profile than "default" or "full", with a notebook that failed or was left out, or from a changed checkout: what is kept must be
@@ -24,8 +24,7 @@ from lab.artifact import plan, recorded
 from lab.artifact.gallery import gallery
 from lab.artifact.plan import ROOT
 
-PAGES = ("docs/findings.md", "artifact.md")
-NOT_OF_A_RUN = {"idea.png"}  # pictures in figures/ that no run makes
+PAGES = ("README.md", "artifact.md")
 AGAIN = "claims-again.csv"
 
 
@@ -54,8 +53,7 @@ def publish(out: Path) -> Path:
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for figure in figures.glob("*.png"):
-        if figure.name not in NOT_OF_A_RUN:
-            figure.unlink()
+        figure.unlink()
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, figures / figure.name)
     (figures / "README.md").write_text(page)
