@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from feather.request import Request
 
 from feather.cht import ChunkedHashTree
 from lab.figures.charts import style
@@ -36,7 +37,7 @@ def _tree(running: str, waiting: str = "") -> ChunkedHashTree:
     """Requests 1, 2, 3 … with the prefixes named by the letters: first those that run, then those that wait."""
     tree = ChunkedHashTree()
     for number, prefix in enumerate(running + waiting, 1):
-        tree.insert(number, [f"{prefix}{chunk}" for chunk in range(1, _CHUNKS + 1)])
+        tree.insert(Request(number, [f"{prefix}{chunk}" for chunk in range(1, _CHUNKS + 1)]))
         if number <= len(running):
             tree.add_to_batch(number)
     return tree
