@@ -13,6 +13,7 @@ from feather.policies.registry import POLICIES
 
 from feather.options import Options
 from lab import book
+from lab.figures.idea import draw_idea
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,6 +94,14 @@ def test_the_example_prints_what_it_says():
     told = re.search(r"# (\[.*?\])", code)[1]
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == told
+
+
+def test_the_picture_of_the_idea_can_be_drawn_and_is_legible():
+    figure = draw_idea()
+    texts = [text for axes in figure.axes for text in axes.texts]
+    assert any("Δ = 0" in text.get_text() for text in texts) and any("Δ = 3" in text.get_text() for text in texts)
+    pixels = 800 / figure.get_figwidth() / 72  # per point, where it is shown 800 pixels wide
+    assert min(text.get_fontsize() for text in texts) * pixels >= 11
 
 
 def recorded_ratios() -> set[str]:

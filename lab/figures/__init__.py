@@ -1,4 +1,5 @@
-"""How every figure looks. ``charts`` draws tables, ``tree`` the Chunked Hash Tree, ``attention`` the kernels' benchmark."""
+"""How every figure looks. ``charts`` draws tables, ``tree`` the Chunked Hash Tree, ``attention`` the kernels' benchmark, ``idea`` the
+README's picture."""
 
 from lab.figures.charts import (
     HOW,
