@@ -68,7 +68,7 @@ def test_files_that_are_named_exist(page):
 def test_commands_name_claims_and_notebooks_that_there_are(page):
     known = {*book.CLAIMS, *book.ENTRIES, *(entry.number for entry in book.ENTRIES.values())}
     for wanted in re.findall(r"--only ([\w,]+)", page.read_text(encoding="utf-8")):
-        assert set(wanted.split(",")) <= known or page.name == "findings.md", wanted  # there a recorded run's own words stand in tables
+        assert set(wanted.split(",")) <= known, wanted
 
 
 def test_the_table_of_options_names_each_once_with_its_default():
