@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from feather.policies.registry import POLICIES
 
 from feather.options import Options
+from feather.policies.registry import POLICIES
 from lab import book
 from lab.figures.idea import draw_idea
 

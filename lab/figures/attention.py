@@ -72,7 +72,7 @@ def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
             err_kws={"lw": 1, "color": "0.1"},
             ax=axes,
         )
-        for place, (bar, speed) in enumerate(speeds.items()):
+        for place, (_, speed) in enumerate(speeds.items()):
             axes.annotate(f"{speed.median():.2f}", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         axes.axvline(1, color="0.2", lw=1)
         axes.set(title=name, xlabel="speed, one group under paged attention = 1", ylabel=None)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from feather.request import Request
 
 from feather.cht import ChunkedHashTree
+from feather.request import Request
 from lab.figures.charts import style
 
 FILE = Path(__file__).resolve().parents[2] / "figures" / "idea.png"
