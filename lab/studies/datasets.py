@@ -165,5 +165,5 @@ def found(data: Datasets, documents: pd.DataFrame, trace: pd.DataFrame) -> str:
         "**Samples.** The data sets are not here: these are made-up ones of the same form, and say nothing of E11." if data.missing else "",
         f"**{data.documents_name}.** {both(documents)} {100 * shared['documents']:.0f} % of the prompt tokens come from the cache.",
         f"**{data.trace_name}.** {both(trace)} {100 * shared['trace']:.0f} % of the prompt tokens come from the cache. {sharing(data.trace)}.",
-        comparing.TRANSIENT + " So is the trace's, which comes faster than it can be served.",
+        comparing.TRANSIENT + " Nor are the trace's, which comes faster than it can be served.",
     ])  # fmt: skip
