@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reruns the studies: ./run_all.sh [--backend auto|gpu|cpu|sim] [--profile smoke|default|full] [--only 01,03]
+# Reruns the studies: ./run_all.sh [--backend auto|gpu|cpu|sim] [--profile smoke|default|full] [--only 10,E3]
 #                                  [--out DIR] [--resume] [--list]
 # Makes the environment first where it is missing. README.md and artifact.md say what comes out.
 set -euo pipefail

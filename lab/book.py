@@ -4,7 +4,9 @@ it takes. Standard library only, so that a wrong command line is refused before 
 import ast
 import json
 import os
+import re
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,11 @@ class Claim:
     short: str = ""
     """its name in the picture of all claims"""
 
+    @property
+    def is_shape(self) -> bool:
+        """Whether it is about the shape of a curve, which parts tell and no single ratio does."""
+        return self.factor is None and self.unit == "×"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -51,7 +58,27 @@ class Entry:
         """Whether it measures, rather than models."""
         return bool(self.minutes.keys() & {"cpu", "gpu"})
 
+    @property
+    def decade(self) -> str:
+        return f"{self.name[0]}x"
+
+    @property
+    def title(self) -> str:
+        """The notebook's heading; its name where it has none."""
+        try:
+            first = json.loads(self.source().read_text(encoding="utf-8"))["cells"][0]
+        except (OSError, ValueError, LookupError):
+            return self.name
+        head = "".join(first["source"]).partition("\n")[0]
+        return head.removeprefix("# ") if head.startswith("# ") else self.name
+
+    @property
+    def question(self) -> str:
+        """Its heading without number and claims."""
+        return re.sub(r"^\d\d\s*[·:.–-]\s*|\s*\([ME]\d[^)]*\)$", "", self.title)
+
     def seconds(self, profile: str, backend: str) -> float | None:
+        """What a run takes on the machine that the book was timed on; None where nobody has timed it."""
         times = self.minutes[backend]
         return 60 * times[PROFILES.index(profile)] if times else None
 
@@ -69,16 +96,18 @@ class Entry:
         return NOTEBOOKS / f"{self.name}.ipynb"
 
     def own(self, parameter: str, otherwise=None):
-        """The value that a parameter has in the notebook itself; ``otherwise`` where it has no such parameter."""
+        """The value that a parameter has in the notebook itself; ``otherwise`` where it has no such parameter, or one that is not a plain
+        value."""
         for cell in json.loads(self.source().read_text(encoding="utf-8"))["cells"]:
             if "parameters" in cell["metadata"].get("tags", ()):
                 for statement in ast.parse("".join(cell["source"])).body:
-                    if isinstance(statement, ast.Assign) and statement.targets[0].id == parameter:
-                        return ast.literal_eval(statement.value)
+                    if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == parameter:
+                        with suppress(ValueError):
+                            return ast.literal_eval(statement.value)
         return otherwise
 
 
-def _read() -> tuple[dict[str, Claim], dict[str, Entry]]:
+def _read() -> tuple[dict[str, Claim], dict[str, Entry], dict[str, str]]:
     book = tomllib.loads((ROOT / "book.toml").read_text(encoding="utf-8"))
     claims = {id_: Claim(id_, **told) for id_, told in book["claims"].items()}
     entries = {}
@@ -86,15 +115,32 @@ def _read() -> tuple[dict[str, Claim], dict[str, Entry]]:
         entries[name] = Entry(name, told.pop("minutes"), tuple(told.pop("claims", ())), told)
         if unknown := set(entries[name].claims) - claims.keys():
             raise ValueError(f"book.toml: {name} answers {', '.join(sorted(unknown))}, not among the claims: {', '.join(claims)}")
-    return claims, entries
+        if entries[name].decade not in book["decades"]:
+            raise ValueError(f"book.toml: {name} is of no decade; there are: {', '.join(book['decades'])}")
+    return claims, entries, book["decades"]
 
 
-CLAIMS, ENTRIES = _read()
+CLAIMS, ENTRIES, DECADES = _read()
 
 
 def answered_by(claim_id: str) -> list[Entry]:
     """The notebooks that answer a claim, those that measure before those that model."""
     return sorted((entry for entry in ENTRIES.values() if claim_id in entry.claims), key=lambda entry: not entry.measures)
+
+
+def measured(claim_id: str) -> bool:
+    """Whether some notebook measures it, rather than models it."""
+    return any(entry.measures for entry in answered_by(claim_id))
+
+
+def command(*claim_ids: str) -> str:
+    """What to type to test claims that are all ``measured``, or all not; those are modelled, into a folder of their own."""
+    return f"./run_all.sh --only {','.join(claim_ids)}" + ("" if measured(claim_ids[0]) else " --backend sim --out out-sim")
+
+
+def title(name: str) -> str:
+    """The heading of a notebook; the name itself for one that is not in the book, as in a run that was kept before it was renamed."""
+    return ENTRIES[name].title if name in ENTRIES else name
 
 
 def from_environment(name: str) -> dict:

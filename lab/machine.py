@@ -37,11 +37,11 @@ def choose_backend(wanted: str = "auto") -> tuple[str, str]:
 
 def memory_gib() -> tuple[float, float]:
     """(total, available) main memory in GiB: the machine's, or the container's where that is less."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     total, available = (int(fields[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**30
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**30
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")) / 2**30
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8")) / 2**30
     except (OSError, ValueError):  # no limit ("max"), or no control group to tell
         return total, available
     return min(total, limit), min(available, limit - used)
@@ -62,13 +62,13 @@ def cache_sizes() -> dict[str, str]:
     """Cache sizes as the kernel tells them for the first core, e.g. {"L2": "1024K", "L3": "32768K"}; may be empty."""
     sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if (index / "type").read_text().strip() != "Instruction":
-            sizes["L" + (index / "level").read_text().strip()] = (index / "size").read_text().strip()
+        if (index / "type").read_text(encoding="utf-8").strip() != "Instruction":
+            sizes["L" + (index / "level").read_text(encoding="utf-8").strip()] = (index / "size").read_text(encoding="utf-8").strip()
     return sizes
 
 
 def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -107,12 +107,12 @@ def engine_version() -> str:
 
 @cache
 def revision() -> str:
-    """The git revision of the checkout, with "+" where the code, the notebooks or the pins have been changed since, or
+    """The git revision of the checkout, with "+" where the code, the notebooks, the book or the pins have been changed since, or
     "unknown" outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/requirements"]
+        status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/book.toml", ":/requirements"]
         changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

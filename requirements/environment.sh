@@ -68,7 +68,7 @@ make_environment() {
     pip_install "$venv" -r "$lock" || install_failed "$venv" "$lock"
     pip_install "$venv" --no-build-isolation --editable . || install_failed "$venv" "feather itself"
     # Two notebooks and the tests of feather.sglang want it, and say so where it is missing.
-    pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): notebooks 05 and 16 go without" >&2
+    pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): notebooks 14 and 25 go without" >&2
     echo "$want" >"$venv/complete"
   fi
   flock -u 9

@@ -47,7 +47,7 @@ def main(out: Path) -> None:
     figure = figures.lines(table, "throughput", x="groups", hue="policy", xlabel="x", ylabel="y")
     study.figure(figure, "figure", "a finding", "a setting", "a caption")
     found["claim"] = study.claim("M1", Ratio(1.0, 0.9, 1.1, 2), "a reason")
-    with (out / "results" / "00_test.csv").open() as file:
+    with (out / "results" / "00_test.csv").open(encoding="utf-8") as file:
         found["columns"] = next(csv.reader(file))
     print(json.dumps(found))
 

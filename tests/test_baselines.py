@@ -4,12 +4,14 @@ import os.path
 import random
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from feather.sglang import missing
 from lab.engines.baselines import CachedPrompts, RadixQueue
-from lab.studies import detection
+from lab.studies import detection, detection_costs
 from lab.studies.sglang_peer import Peer
+from lab.studies.study import Study
 
 needs_sglang = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -79,3 +81,19 @@ def test_detection_measures_every_policy_at_every_point():
 def test_detection_can_measure_the_adapter_too():
     table = detection.measure(600, 20, steps=3, cut_off=True, adapter=True)
     assert (table.groupby("policy").size() == 3).all() and {"Feather in SGLang", "SGLang LPM, cut off"} < set(table["policy"])
+
+
+def test_what_detection_costs_is_told_from_the_deepest_queue(tmp_path):
+    study = Study("00_test", None, tmp_path)
+    alone = detection_costs.alone(study, [100, 200], [10, 20], steps=2)
+    assert {title for _, _, title, _ in detection_costs.facets(alone)} == {"20 requests waiting", "prompts of 200 tokens"}
+    metrics = {"decode step": 20.0, "queue time per step": 0.1, "queue share": 0.005}
+    inside = pd.DataFrame([
+        {"metric": metric, "policy": policy, "value": value, "repeat": 0}
+        for metric, value in metrics.items() for policy in ("FCFS", "Feather (never stop)")
+    ])  # fmt: skip
+    costs = detection_costs.Costs(alone, inside)
+    assert (costs.length, costs.deepest, len(costs.ms)) == (200, 20, 2)
+    assert "20 requests of 200 tokens waiting" in costs.found() and "100 µs a step, 0.50 %" in costs.found()
+    told = costs.claims(study)
+    assert told.count("not run here") == (2 if missing() else 0) and {"M7", "E5"} == {line[:2] for line in told.splitlines()}

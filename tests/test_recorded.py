@@ -7,12 +7,14 @@ from html import unescape
 import pandas as pd
 import pytest
 
-from lab import machine
-from lab.artifact import overview, plan, recorded, report
+from lab import book, machine
+from lab.artifact import overview, recorded, report
 from lab.claims import CLAIMS, verdict
 from lab.stats import Ratio
+from lab.studies.study import Study
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
+SHAPE = "M4,smooth,shape,16.7,16.1,17.2,5,×,cpu,Old,reproduced in direction,Why. rises: yes; smoothly: no.,12_x,default,abc"
 OLD = "E3,groups,10×,1.5,1.25,1.75,5,×,cpu,Old,reproduced in direction,why,03_x,default,abc"
 IDLE = "E4,decode,3×,,,,,,cpu,Old,not run here,why,,,"
 MODELLED = "E1,rates,4×,2.5,2.5,2.5,1,×,sim,RTX,modelled only,why,09_x,default,def"
@@ -21,13 +23,13 @@ MODELLED = "E1,rates,4×,2.5,2.5,2.5,1,×,sim,RTX,modelled only,why,09_x,default
 @pytest.fixture
 def keep(tmp_path, monkeypatch):
     """A checkout that keeps no run: returns a function that keeps one of a device with the given rows."""
-    monkeypatch.setattr(plan, "ROOT", tmp_path / "checkout")
+    monkeypatch.setattr(book, "ROOT", tmp_path / "checkout")
 
     def make(device, backend, *rows, head=HEAD):
         folder = tmp_path / "checkout" / "data" / "recorded" / device.lower()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "claims.csv").write_text("\n".join([head, *rows]) + "\n")
-        (folder / "run.json").write_text(json.dumps({"backend": backend, "device": device}))
+        (folder / "claims.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+        (folder / "run.json").write_text(json.dumps({"backend": backend, "device": device}), encoding="utf-8")
         return folder
 
     return make
@@ -42,15 +44,17 @@ def write(tmp_path):
         for folder in ("state", "results"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         state = {"seconds": 1.0, "profile": "default", "revision": "new", "error": ""}
-        (out / "state" / "01_x.json").write_text(json.dumps(state))
+        (out / "state" / "01_x.json").write_text(json.dumps(state), encoding="utf-8")
         entries = [
             {"id": name, "ours": {"median": ratio, "low": ratio, "high": ratio, "repeats": 3}, "unit": CLAIMS[name].unit, "backend": backend,
              "device": machine.device(backend), "verdict": "reproduced", "reason": "why"} for name, ratio in claims
         ]  # fmt: skip
-        (out / "results" / "01_x.json").write_text(json.dumps({"claims": entries, "figures": [], "not run": {}, "engine": {}}))
-        (out / "results" / "01_x.csv").write_text("study\n01_x\n")
+        (out / "results" / "01_x.json").write_text(
+            json.dumps({"claims": entries, "figures": [], "not run": {}, "engine": {}}), encoding="utf-8"
+        )
+        (out / "results" / "01_x.csv").write_text("study\n01_x\n", encoding="utf-8")
         report.write_report(out, backend)
-        return out, unescape((out / "report.html").read_text())
+        return out, unescape((out / "report.html").read_text(encoding="utf-8"))
 
     return make
 
@@ -65,6 +69,37 @@ def test_kept_runs_are_one_table_of_what_was_tested(keep):
         ["old", "cpu", "Old", "E3"],
     ]
     assert kept[["ours", "low", "high"]].to_numpy().tolist() == [[2.5, 2.5, 2.5], [1.5, 1.25, 1.75]] and list(kept["repeats"]) == [1, 5]
+
+
+def test_a_claim_about_a_shape_is_told_by_its_parts(keep, write):
+    """A run from before they had a column tells them in its reasons; what is no shape is told by its number even so."""
+    keep("Old", "cpu", SHAPE, OLD.replace("why", "less: yes; more: no."))
+    kept = recorded.load()
+    assert list(kept["parts"]) == ["1 of 2", ""]
+    assert [recorded.number(row) for row in kept.itertuples()] == ["1 of 2 parts", "1.50 × [1.25, 1.75]"]
+    keep("Old", "cpu", SHAPE + ",3 of 4", head=HEAD + ",parts")
+    assert list(recorded.load()["parts"]) == ["3 of 4"]
+    _, page = write(("E3", 2.0))
+    assert "Recorded: Old (measured, abc): 3 of 4 parts, reproduced in direction<" in page
+
+
+def test_the_report_tells_a_shape_by_its_parts(tmp_path, capsys):
+    for folder in ("state", "results"):
+        (tmp_path / folder).mkdir()
+    study = Study("12_what_is_shared", None, tmp_path)
+    said = study.claim("M4", Ratio(16.7, 16.1, 17.2, 5), "Why.", {"rises": True, "smoothly": False})
+    assert said == (
+        "M4: paper shape, here 1 of 2 parts: reproduced in direction. Why. rises: yes; smoothly: no. The ratio: 16.70 × [16.10, 17.20], n = 5."
+    )
+    state = {"seconds": 1.0, "profile": "default", "revision": "new", "error": ""}
+    (tmp_path / "state" / "12_what_is_shared.json").write_text(json.dumps(state), encoding="utf-8")
+    report.write_report(tmp_path, "cpu")
+    table = recorded.read(tmp_path / "claims.csv")
+    assert list(table.columns) == recorded.CLAIM_COLUMNS and list(table.columns)[-1] == "parts"
+    assert dict(zip(table["claim"], table["parts"]))["M4"] == "1 of 2" and set(table["parts"]) == {"", "1 of 2"}
+    assert "1 of 2 parts <br>n = 5, cpu" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    report.print_claims(tmp_path)
+    assert "M4    shape                 1 of 2 parts                  cpu      reproduced in direction" in capsys.readouterr().out
 
 
 def test_the_verdicts_that_are_kept_are_those_of_the_rule():
@@ -107,7 +142,7 @@ def test_a_run_from_before_repeats_were_told_is_read_and_benchmarks_alone_are_sk
 )
 def test_a_broken_table_is_one_line_that_names_the_file_the_value_and_the_mend(keep, change, message):
     path = keep("Old", "cpu", OLD) / "claims.csv"
-    path.write_text(path.read_text().replace(*change))
+    path.write_text(path.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         recorded.load()
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -124,13 +159,13 @@ def test_a_broken_table_is_one_line_that_names_the_file_the_value_and_the_mend(k
 )
 def test_a_broken_description_of_a_run_is_one_line_likewise(keep, text, message):
     path = keep("Old", "cpu", OLD) / "run.json"
-    path.unlink() if text is None else path.write_text(text)
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         recorded.load()
 
 
 def test_an_empty_table_is_refused(keep):
-    (keep("Old", "cpu", OLD) / "claims.csv").write_text("")
+    (keep("Old", "cpu", OLD) / "claims.csv").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="is not a table"):
         recorded.load()
 
@@ -138,12 +173,12 @@ def test_an_empty_table_is_refused(keep):
 def test_a_reference_that_is_not_kept_is_refused(keep, tmp_path):
     folder = keep("Old", "cpu", OLD)
     with pytest.raises(ValueError, match="reference names ''"):
-        recorded.reference(plan.ROOT)
-    recorded.keep_as_reference("older", plan.ROOT)
+        recorded.reference(book.ROOT)
+    recorded.keep_as_reference("older", book.ROOT)
     with pytest.raises(ValueError, match="reference names 'older', which is not a kept run"):
-        recorded.reference(plan.ROOT)
-    recorded.keep_as_reference(folder.name, plan.ROOT)
-    assert recorded.reference(plan.ROOT) == "old"
+        recorded.reference(book.ROOT)
+    recorded.keep_as_reference(folder.name, book.ROOT)
+    assert recorded.reference(book.ROOT) == "old"
 
 
 def test_the_report_shows_what_other_devices_gave_under_each_claim_run_here_or_not(keep, write):
@@ -159,7 +194,7 @@ def test_the_report_shows_what_other_devices_gave_under_each_claim_run_here_or_n
 
 
 def test_a_broken_record_costs_a_run_no_report(keep, write):
-    (keep("Old", "cpu", OLD) / "run.json").write_text("{")
+    (keep("Old", "cpu", OLD) / "run.json").write_text("{", encoding="utf-8")
     out, page = write(("E3", 2.0))
     assert "What was recorded on other devices is not shown: " in page and "old/run.json is not a run's description" in page
     assert "Recorded: " not in page and (out / "figures" / "claims.png").exists()
@@ -217,7 +252,7 @@ def test_claims_stand_in_the_papers_order_with_every_row_of_a_source(keep):
 
 
 def test_every_compared_claim_has_a_short_name():
-    assert set(overview.compared()) == set(overview.SHORT)
+    assert set(overview.compared()) == {claim.id for claim in CLAIMS.values() if claim.short}
 
 
 @pytest.mark.parametrize(

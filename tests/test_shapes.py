@@ -1,9 +1,10 @@
-"""When a curve has the shape that a claim of the paper names."""
+"""When a curve has the shape that a claim of the paper names, and what is said of it."""
 
 import pandas as pd
 import pytest
 
-from lab.studies import shapes
+from lab.stats import Ratio
+from lab.studies import saturation, sharing, strangers, words
 
 
 def curve(metric, by, values, **more):
@@ -14,23 +15,27 @@ def curve(metric, by, values, **more):
 
 def test_m3_is_a_drop_a_plain_and_a_collapse_where_the_cache_is_full():
     table = curve("throughput", "groups", {1: 200.0, 2: 100.0, 8: 95.0, 32: 40.0})
-    shape = shapes.over_groups(table, [1, 2, 8, 32], cached=24)
+    shape = sharing.over_groups(table, [1, 2, 8, 32], cached=24)
     assert shape.ours.median == 2 and all(shape.parts.values()) and "holds 24.0" in shape.told
-    assert list(shapes.over_groups(table, [1, 2, 8, 32], cached=24, until=2).parts.values()) == [True, False, True], "one count is no plain"
-    assert not shapes.over_groups(table, [1, 2, 8], cached=24).parts["then less than half"], "nothing beyond was measured"
+    assert list(sharing.over_groups(table, [1, 2, 8, 32], cached=24, until=2).parts.values()) == [True, False, True], (
+        "one count is no plain"
+    )
+    assert not sharing.over_groups(table, [1, 2, 8], cached=24).parts["then less than half"], "nothing beyond was measured"
     gentle = curve("throughput", "groups", {1: 105.0, 2: 100.0, 8: 80.0, 32: 70.0})
-    assert not any(shapes.over_groups(gentle, [1, 2, 8, 32], cached=24).parts.values())
+    assert not any(sharing.over_groups(gentle, [1, 2, 8, 32], cached=24).parts.values())
+    assert shape.finding == "Throughput: −50 % from 1 prefix group to 2, −5 % from 2 to 8, −58 % from 8 to 32, more than the KV cache holds"
+    assert "none of more than 24 groups was run" in sharing.over_groups(table[table["groups"] <= 8], [1, 2, 8], cached=24).told
     with pytest.raises(ValueError, match="must have a count from 2 to 1.5"):
-        shapes.over_groups(table, [1, 2, 8, 32], cached=1.5)
+        sharing.over_groups(table, [1, 2, 8, 32], cached=1.5)
 
 
 def test_m4_rises_smoothly_or_in_a_jump_or_not_at_all():
-    assert all(shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 17.0, 0.8: 24.0, 1.0: 30.0})).parts.values())
-    assert list(shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 11.0, 0.8: 12.0, 1.0: 30.0})).parts.values()) == [
+    assert all(sharing.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 17.0, 0.8: 24.0, 1.0: 30.0})).parts.values())
+    assert list(sharing.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 11.0, 0.8: 12.0, 1.0: 30.0})).parts.values()) == [
         True,
         False,
     ]
-    assert not shapes.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 9.0, 1.0: 30.0})).parts[
+    assert not sharing.over_shared(curve("throughput", "shared", {0.0: 10.0, 0.5: 9.0, 1.0: 30.0})).parts[
         "rises from each share to the next"
     ]
 
@@ -38,12 +43,38 @@ def test_m4_rises_smoothly_or_in_a_jump_or_not_at_all():
 def test_m5_saturates_later_and_higher_when_homogeneous():
     one = curve("decode throughput", "batch", {4: 50.0, 8: 100.0, 16: 150.0, 32: 151.0}, groups=1)
     eight = curve("decode throughput", "batch", {4: 50.0, 8: 80.0, 16: 81.0, 32: 80.0}, groups=8)
-    shape = shapes.over_batches(pd.concat([one, eight]), 8)
+    shape = saturation.over_batches(pd.concat([one, eight]), 8)
     assert all(shape.parts.values()) and "from batch 16 on, over 8 groups from 8 on" in shape.told
-    turned = shapes.over_batches(pd.concat([one.assign(groups=8), eight.assign(groups=1)]), 8).parts
+    turned = saturation.over_batches(pd.concat([one.assign(groups=8), eight.assign(groups=1)]), 8).parts
     assert turned == {"saturates before the maximum": True, "homogeneous later": False, "homogeneous higher": False}
 
 
 def test_m6_is_flat_over_levels():
-    assert all(shapes.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).parts.values())
-    assert list(shapes.over_levels(curve("decode throughput", "levels", {1: 150.0, 2: 100.0, 4: 95.0})).parts.values()) == [True, False]
+    assert all(sharing.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).parts.values())
+    assert list(sharing.over_levels(curve("decode throughput", "levels", {1: 150.0, 2: 100.0, 4: 95.0})).parts.values()) == [True, False]
+    assert sharing.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).finding.endswith("−5 % from 1 to 4")
+
+
+def test_m1_is_a_cliff_a_step_or_neither():
+    def told(one: float, most: float) -> str:
+        rows = [(0, "shuffled", 100.0), (1, "shuffled", one), (1, "side by side", one), (8, "shuffled", most), (8, "side by side", most)]
+        table = pd.DataFrame([
+            {"metric": "decode throughput", "divergent": count, "rows": order, "value": value, "repeat": repeat, "cascade": False, "requests": 16}
+            for count, order, value in rows for repeat in (0, 1, 2)
+        ])  # fmt: skip
+        return strangers.finding(table, cascade=False)
+
+    assert told(50.0, 48.0) == "One stranger among 16 costs 50 %: a cliff; 8 cost 52 %"
+    assert told(80.0, 60.0) == "One stranger among 16 costs 20 %: a step, but not one half; 8 cost 40 %"
+    assert told(97.0, 60.0) == "One stranger among 16 costs 3 %: no cliff; 8 cost 40 %"
+    assert told(101.0, 100.0) == "One stranger among 16 costs nothing: no cliff; 8 cost nothing"
+
+
+def test_a_difference_is_told_only_where_it_shows():
+    clear, spread, none = Ratio(1.5, 1.4, 1.6, 5), Ratio(1.5, 0.7, 1.6, 5), Ratio(1.02, 1.01, 1.03, 5)
+    assert [words.differs(ratio) for ratio in (clear, spread, none)] == [True, False, False]
+    assert words.speed(clear) == "1.50 times as fast" and words.speed(spread) == "1.50 [0.70, 1.60] times as fast"
+    assert words.speed(none) == "as fast (1.02 times)"
+    assert (words.loss(clear), words.loss(spread), words.loss(none)) == ("33 %", "nothing that shows", "2 %")
+    assert (words.change(clear), words.change(spread), words.percent(-0.3)) == ("+50 %", "no change that shows", "−30 %")
+    assert words.bullets(["one", "", "two"]) == "* one\n* two"

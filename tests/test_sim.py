@@ -445,7 +445,7 @@ def test_the_published_shapes_have_the_published_sizes():
 
 def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
     from lab.engines import make_engine
-    from lab.studies.motivation import divergence
+    from lab.studies.strangers import divergence
     from lab.studies.study import Study, under_cascade
     from lab.workloads import make_prefixes
 

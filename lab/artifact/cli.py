@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import machine
+from lab import book, machine
 from lab.artifact import plan
 from lab.artifact.console import clock, shown
 
@@ -26,11 +26,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--backend", default="auto", metavar="auto|gpu|cpu|sim", help="default: a CUDA GPU if there is one, else the cpu")
-    parser.add_argument("--profile", default="default", metavar="|".join(plan.PROFILES), help="how much to run (default: default)")
-    parser.add_argument("--only", metavar="01,03", help="these notebooks only, by number or name")
-    parser.add_argument("--out", type=Path, default=plan.ROOT / "out", metavar="DIR", help="where to write (default: out/)")
+    parser.add_argument("--profile", default="default", metavar="|".join(book.PROFILES), help="how much to run (default: default)")
+    parser.add_argument("--only", metavar="10,E3", help="these notebooks only: by number or name, or those that test a claim")
+    parser.add_argument("--out", type=Path, default=book.ROOT / "out", metavar="DIR", help="where to write (default: out/)")
     parser.add_argument("--resume", action="store_true", help="skip what already ran with the same parameters and code")
-    parser.add_argument("--list", action="store_true", help="list the notebooks and how long they take, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the notebooks: what they ask, which claims they test, how long they take")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     # run_all.sh changes into the repository; a relative folder is meant from where the command was typed.
@@ -44,12 +44,14 @@ def main(argv: list[str]) -> int:
     for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
         os.environ.pop(variable, None)
     try:
-        if options.profile not in plan.PROFILES:
-            raise ValueError(f"--profile {options.profile!r} is not one of: {', '.join(plan.PROFILES)}")
         backend, reason = machine.choose_backend(options.backend)
-        jobs = plan.make_jobs(plan.choose_for_backend(options.only, backend), options.profile, backend)
+        jobs = plan.make_jobs(options.only, options.profile, backend)
         if options.list:
-            return list_jobs(jobs)
+            list_jobs(jobs)
+            others = [entry.name for entry in book.ENTRIES.values() if backend not in entry.minutes] if options.only is None else []
+            if others:
+                print(f"on other backends only (--backend {'cpu' if backend == 'sim' else 'sim'}): {', '.join(others)}")
+            return 0
         plan.check_machine(jobs, backend)
         plan.check_out(options.out)
     except (ValueError, MemoryError) as error:
@@ -62,10 +64,18 @@ def main(argv: list[str]) -> int:
     return run(jobs, options, backend)
 
 
-def list_jobs(jobs: list[plan.Job]) -> int:
+def list_jobs(jobs: list[plan.Job]) -> None:
+    """The notebooks by decade: name, claims, minutes and the question that each asks."""
+    wide = max(len(job.name) for job in jobs) if jobs else 0
+    claims = max(len(" ".join(job.entry.claims)) for job in jobs) if jobs else 0
+    decade = ""
     for job in jobs:
-        print(f"{job.name:<32} {f'about {clock(job.expected_seconds)}' if job.expected_seconds else 'not timed yet'}")
-    return 0
+        if job.entry.decade != decade:
+            decade = job.entry.decade
+            print(f"{decade} {book.DECADES[decade]}")
+        minutes = clock(job.expected_seconds) if job.expected_seconds else "not timed"
+        question = "" if job.entry.question == job.name else job.entry.question
+        print(f"  {job.name:<{wide}}  {' '.join(job.entry.claims):<{claims}}  {minutes:>9}  {question}".rstrip())
 
 
 def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lab.artifact import plan, recorded
+from lab import book
+from lab.artifact import recorded
 from lab.figures.charts import HOW
 
 
@@ -22,11 +23,13 @@ def gallery(out: Path, run: dict, claims: pd.DataFrame) -> str:
         lines += ["![Every ratio beside the paper's](claims.png)", ""]
     for name, seconds in run["seconds"].items():
         record = out / "results" / f"{name}.json"
-        figures = json.loads(record.read_text())["figures"] if record.exists() else []  # a notebook without a study leaves none
+        figures = (
+            json.loads(record.read_text(encoding="utf-8"))["figures"] if record.exists() else []
+        )  # a notebook without a study leaves none
         judged = claims[(claims["study"] == name) & (claims["verdict"] != "not run here")]
         if not figures and judged.empty:
             continue
-        lines += [f"## {plan.title(name)}", "", f"`notebooks/{name}.ipynb`, {seconds // 60}:{seconds % 60:02d} min", ""]
+        lines += [f"## {book.title(name)}", "", f"`notebooks/{name}.ipynb`, {seconds // 60}:{seconds % 60:02d} min", ""]
         lines += [
             f"* **{row.claim}**, the paper {row.paper}, here {recorded.number(row)}: **{row.verdict}**. {row.reason}"
             for row in judged.itertuples()

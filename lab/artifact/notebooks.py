@@ -31,7 +31,7 @@ class Outcome:
 def load_outcome(job: Job, out: Path, device: str) -> Outcome | None:
     """What an earlier run left, if it went well, tested all it could and nothing that decides the result has changed since."""
     try:
-        kept = json.loads((out / "state" / f"{job.name}.json").read_text())
+        kept = json.loads((out / "state" / f"{job.name}.json").read_text(encoding="utf-8"))
         outcome = Outcome(**{**kept, "executed": Path(kept["executed"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -53,7 +53,7 @@ def run_notebook(job: Job, out: Path, device: str, label: str, elapsed: float, l
     with _progress(label, elapsed, left), _stderr_into(out / "state" / f"{job.name}.log"):
         try:
             papermill.execute_notebook(
-                job.source, executed, {**job.parameters, "out": str(out)}, cwd=job.source.parent,
+                job.entry.source(), executed, {**job.parameters, "out": str(out)}, cwd=job.entry.source().parent,
                 kernel_name="python3", progress_bar=False, log_output=False,
             )  # fmt: skip
         except papermill.PapermillExecutionError as failure:

@@ -22,11 +22,6 @@ from lab.claims import CLAIMS
 from lab.studies.study import DPI
 
 NAME = "claims"
-SHORT = {
-    "M1": "one stranger in the batch", "M2": "small batches, one prefix",
-    "E1": "request rates", "E2": "prefix lengths", "E3": "prefix groups", "E4": "decode lengths", "E5": "scheduling on the CPU",
-    "E6": "models", "E7": "against PAT's kernel", "E10": "no shared prefix", "E11": "data sets",
-}  # fmt: skip
 MARKERS = "os^vPXp*hd"  # the diamond is the paper's
 
 _WIDTH = 4.3  # inches of the axes: narrow, so that a phone need not make the letters small
@@ -245,7 +240,7 @@ def _names(axes: Axes, placed: list[Slot]) -> None:
         y = next(slot.y for slot in placed if slot.claim == claim)
         at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center_baseline", "annotation_clip": False}
         axes.annotate(claim, (0, y), xytext=(-72 * _NAMES, 0), fontsize=10, fontweight="bold", **at)
-        axes.annotate(SHORT.get(claim, ""), (0, y), xytext=(-72 * _NAMES + 32, 0), fontsize=10, **at)
+        axes.annotate(CLAIMS[claim].short, (0, y), xytext=(-72 * _NAMES + 32, 0), fontsize=10, **at)
 
 
 def _broken(places) -> None:

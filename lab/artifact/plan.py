@@ -1,48 +1,59 @@
-"""What to run: notebooks, profiles, and whether this machine can. Standard library only, so that a wrong command line
-is refused before any environment is made."""
+"""What to run, and whether this machine can. Standard library only, so that a wrong command line is refused before any environment
+is made."""
 
 import hashlib
 import json
 import os
 import tempfile
-import tomllib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from lab import machine
+from lab import book, machine
+from lab.book import ROOT, Entry
 from lab.files import OUT_MARKER
 
-ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = ROOT / "notebooks"
-PROFILES = ("smoke", "default", "full")
+_CODE = {".py", ".json"}  # of the packages; their other files only dress the report
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook with the parameters of a profile and a backend."""
+    """A notebook of the book, to be run with the parameters of a profile and a backend."""
 
-    name: str
+    entry: Entry
     profile: str
-    parameters: dict
-    expected_seconds: float | None
-    """on the machine that the profiles were timed on; None: not timed yet"""
+    backend: str
 
     @property
-    def source(self) -> Path:
-        return NOTEBOOKS / f"{self.name}.ipynb"
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def parameters(self) -> dict:
+        return self.entry.parameters(self.profile, self.backend)
+
+    @property
+    def expected_seconds(self) -> float | None:
+        return self.entry.seconds(self.profile, self.backend)
+
+    @property
+    def kv_gib(self) -> float:
+        """GiB of KV cache that it asks a CPU for."""
+        return self.parameters.get("kv_gib", self.entry.own("kv_gib", 0))
 
     def fingerprint(self, device: str) -> str:
-        """Changes with the notebook's cells, its parameters, the package, the locked environment or the device."""
-        cells = [cell["source"] for cell in json.loads(self.source.read_text())["cells"]]
+        """Changes with the notebook's cells, its parameters, the two packages, what the model is fitted to, the locked environment or
+        the device."""
+        cells = [cell["source"] for cell in json.loads(self.entry.source().read_text(encoding="utf-8"))["cells"]]
         digest = hashlib.sha256(json.dumps([cells, self.parameters, device], sort_keys=True).encode())
-        for path in sorted([*(ROOT / "feather").rglob("*.py"), *(ROOT / "lab").rglob("*.py"), *(ROOT / "requirements").glob("*.txt")]):
+        packages = [path for package in ("feather", "lab") for path in (ROOT / package).rglob("*") if path.suffix in _CODE]
+        for path in sorted([*packages, *(ROOT / "data" / "calibration").glob("*.csv"), *(ROOT / "requirements").glob("*.txt")]):
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def _story(self, out: Path) -> dict:
         try:
-            return json.loads((out / "results" / f"{self.name}.json").read_text())
+            return json.loads((out / "results" / f"{self.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -63,93 +74,42 @@ class Job:
             path.unlink(missing_ok=True)
 
 
-def notebook_names() -> list[str]:
-    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-
-
-def title(name: str) -> str:
-    """A notebook's heading; its name where it has none."""
-    try:
-        first = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"][0]
-    except (OSError, ValueError, LookupError):
-        return name
-    head = "".join(first["source"]).partition("\n")[0]
-    return head.removeprefix("# ") if head.startswith("# ") else name
-
-
-def choose_notebooks(only: str | None) -> list[str]:
-    """All notebooks, or those whose number or name is in ``only`` ("01,03"). Raises ValueError for an unknown one."""
-    names = notebook_names()
+def make_jobs(only: str | None, profile: str, backend: str) -> list[Job]:
+    """All notebooks that run on the backend, or those that ``only`` names ("10,E3"): by number, by name, or by a claim, which stands for
+    every notebook that answers it on this backend. Raises ValueError for an unknown profile, for a name that is none, and for one that
+    has nothing to run on the backend."""
+    if profile not in book.PROFILES:
+        raise ValueError(f"--profile {profile!r} is not one of: {', '.join(book.PROFILES)}")
     if only is None:
-        return names
-    chosen = []
-    for wanted in filter(None, (part.strip() for part in only.split(","))):
-        found = [name for name in names if wanted in (name, name.split("_")[0])]
-        if not found:
-            close = get_close_matches(wanted, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "there are: " + ", ".join(names)
-            raise ValueError(f"--only {wanted!r}: no such notebook; {hint}")
-        chosen += [name for name in found if name not in chosen]
-    if not chosen:
-        raise ValueError("--only names no notebook; there are: " + ", ".join(names))
-    return sorted(chosen)
+        chosen = [entry for entry in book.ENTRIES.values() if backend in entry.minutes]
+    else:
+        chosen = [entry for wanted in filter(None, map(str.strip, only.split(","))) for entry in _named(wanted, backend)]
+        if not chosen:
+            raise ValueError("--only names no notebook; there are: " + ", ".join(book.ENTRIES))
+    return [Job(entry, profile, backend) for entry in book.ENTRIES.values() if entry in chosen]
 
 
-def choose_for_backend(only: str | None, backend: str) -> list[str]:
-    """As ``choose_notebooks``; where none is named, those that ``notebooks/profiles.toml`` offers for the backend: what
-    times this machine makes no sense on a modelled one, and the other way round."""
-    names = choose_notebooks(only)
-    if only is not None:
-        return names
-    profiles = _profiles()
-    return [name for name in names if backend in profiles.get(name, {})] or names
-
-
-def make_jobs(names: list[str], profile: str, backend: str) -> list[Job]:
-    """Jobs with the parameters that ``notebooks/profiles.toml`` gives for the profile and the backend; what it leaves
-    out stands in the notebook's own parameters cell. Raises ValueError where it has no such profile of a notebook."""
-    profiles = _profiles()
-    jobs = []
-    for name in names:
-        if name in profiles and backend not in profiles[name]:
-            raise ValueError(f"{name} is not for backend {backend!r}: it runs on {', '.join(profiles[name])}")
-        of_backend = profiles.get(name, {}).get(backend, {})
-        if profile not in of_backend:
-            there = ", ".join(of_backend) or "none"
-            raise ValueError(f"{name} has no profile {profile!r} for backend {backend!r} (it has: {there}); choose another, or --only")
-        chosen = dict(of_backend[profile])
-        seconds = chosen.pop("expected_seconds", None)
-        jobs.append(Job(name, profile, {"backend": backend, **chosen}, seconds))
-    return jobs
-
-
-def from_environment(name: str) -> dict:
-    """Parameters for a notebook that nobody passes any to, as under a test runner: those of the profile that
-    ``FEATHER_PROFILE`` names, and ``FEATHER_OUT`` as where to write. Empty where neither is set. Raises ValueError for an unknown
-    profile."""
-    parameters = {}
-    if profile := os.environ.get("FEATHER_PROFILE"):
-        backend = machine.choose_backend()[0] if runs_here(name) else "sim"
-        (job,) = make_jobs([name], profile, backend)
-        parameters |= job.parameters
-    if out := os.environ.get("FEATHER_OUT"):
-        parameters["out"] = out
-    return parameters
-
-
-def runs_here(name: str) -> bool:
-    """Whether a notebook measures, rather than models."""
-    return bool(_profiles().get(name, {"cpu": {}}).keys() & {"cpu", "gpu"})
-
-
-def _profiles() -> dict:
-    return tomllib.loads((NOTEBOOKS / "profiles.toml").read_text())
+def _named(wanted: str, backend: str) -> list[Entry]:
+    if claim := book.CLAIMS.get(wanted.upper()):
+        found = book.answered_by(claim.id)
+        here = [entry for entry in found if backend in entry.minutes]
+        if found and not here:
+            raise ValueError(f"--only {wanted}: no notebook tests {claim.id} on backend {backend!r}; use {book.command(claim.id)}")
+        return here
+    found = [entry for entry in book.ENTRIES.values() if wanted in (entry.name, entry.number)]
+    if not found:
+        close = get_close_matches(wanted, book.ENTRIES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "there are: " + ", ".join(book.ENTRIES)
+        raise ValueError(f"--only {wanted!r}: no such notebook or claim; {hint}")
+    for entry in found:
+        entry.parameters("smoke", backend)  # raises where it is not for the backend
+    return found
 
 
 def check_machine(jobs: list[Job], backend: str) -> None:
     """Raise MemoryError where the largest KV cache of the jobs does not fit."""
     if backend == "cpu":
-        kv_gib = max((job.parameters.get("kv_gib", 0) for job in jobs), default=0)
+        kv_gib = max((job.kv_gib for job in jobs), default=0)
         if kv_gib:
             machine.check_memory(kv_gib)
 

@@ -1,14 +1,17 @@
-"""``python -m lab.artifact.publish [OUT] [--again]``: keep a finished run as the reference for its device.
+"""``python -m lab.artifact.publish [OUT]``: keep a finished run as the reference for its device.
 
-Figures go to ``figures/``, in place of those of the run before, with a page that shows them; rows, claims and the machine to
-``data/recorded/<device>/``; the tables in README.md and artifact.md are written anew: they call this device "here"
-(``data/recorded/reference`` says which it is) and have a column for every other device that a run was measured on. A run on the
-modelled GPU is kept likewise, in tables and folders of its own: modelled numbers never stand among measured ones. Refuses a run of
-another profile than "default" or "full", with a notebook that failed or was left out, or from a changed checkout: what is kept must be
-what anyone can rerun.
+Rows, claims and the machine go to ``data/recorded/<device>/``; figures to ``figures/``, in place of those of the run before, with a page
+that shows them; the notebooks' outputs into the notebooks. Then the tables of the pages are written anew: they call this device "here"
+(``data/recorded/reference`` says which it is) and have a column for every other device that a run was measured on. A run on the modelled
+GPU is kept likewise, in tables and folders of its own: modelled numbers never stand among measured ones, unless each says so. Refuses a
+run of another profile than "default" or "full", with a notebook that failed or was left out, or from a changed checkout: what is kept
+must be what anyone can rerun.
 
 ``--again`` keeps the claims of a second run on the same device beside the first's and says whether the verdicts agree. Its rows name their
 revisions, which may be several: a notebook that has been changed since can be run again alone.
+
+``--outputs-only`` puts the outputs of a run, which may be of a few notebooks, into the notebooks, and nothing else anywhere. ``--tables``
+writes the tables of the pages anew from what is recorded.
 """
 
 import argparse
@@ -20,27 +23,32 @@ from pathlib import Path
 
 import pandas as pd
 
-from lab.artifact import plan, recorded
+from lab import book
+from lab.artifact import outputs, recorded
 from lab.artifact.gallery import gallery
-from lab.artifact.plan import ROOT
+from lab.book import ROOT
 
-PAGES = ("README.md", "artifact.md")
+TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times")
 AGAIN = "claims-again.csv"
+KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
+
+
+def pages() -> list[Path]:
+    """Where tables can stand between ``<!-- name -->`` and ``<!-- /name -->``."""
+    return [path for path in (ROOT / "README.md", ROOT / "artifact.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 
 
 def publish(out: Path) -> Path:
     run = _keepable(out)
     if len(run["revisions"]) != 1:
         raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision")
-    modelled = run["backend"] == "sim"
-    prefix = "modelled-" if modelled else ""
-    claims = pd.read_csv(out / "claims.csv", keep_default_na=False)
-    table = modelled_table(claims) if modelled else claims_table(claims, measured_elsewhere(run))
-    tables = {f"{prefix}claims": table, f"{prefix}times": times_table(run["seconds"])}
-    for name in tables:
-        if not any(f"<!-- {name} -->" in (ROOT / page).read_text() for page in PAGES):
+    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+    for name in TABLES:
+        if f"<!-- {name} -->" not in text:
             raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
-    page = gallery(out, run, claims)
+    measured_elsewhere(run)  # raises for a broken record, before anything is kept
+    shown = outputs.to_show(out, run)
+    page = gallery(out, run, recorded.read(out / "claims.csv"))
     target = _folder(run)
     target.mkdir(parents=True, exist_ok=True)
     (target / AGAIN).unlink(missing_ok=True)
@@ -48,18 +56,30 @@ def publish(out: Path) -> Path:
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
+    modelled = run["backend"] == "sim"
     if not modelled:
         recorded.keep_as_reference(target.name, ROOT)
     figures = ROOT / "figures" / "modelled" if modelled else ROOT / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for figure in figures.glob("*.png"):
-        figure.unlink()
+        if figure.name not in KEPT:
+            figure.unlink()
     for figure in (out / "figures").glob("*.png"):
         shutil.copy(figure, figures / figure.name)
-    (figures / "README.md").write_text(page)
-    for name in PAGES:
-        fill(ROOT / name, tables)
+    (figures / "README.md").write_text(page, encoding="utf-8")
+    outputs.put_in(out, run, shown)
+    write_tables()
     return target
+
+
+def publish_outputs(out: Path) -> list[str]:
+    """Put the outputs of a run into the notebooks; returns which. Raises ValueError for smoke sizes, which show nothing, and for a
+    notebook that failed or has been changed since."""
+    run = _read(out)
+    _check_run(out, run)
+    shown = outputs.to_show(out, run)
+    outputs.put_in(out, run, shown)
+    return shown
 
 
 def publish_again(out: Path) -> str:
@@ -74,6 +94,30 @@ def publish_again(out: Path) -> str:
     return f"kept in {target / AGAIN}: " + ("the verdicts agree" if not differ else "; ".join(differ))
 
 
+def write_tables() -> None:
+    """Write the tables of all pages from what is recorded."""
+    made = tables()
+    for page in pages():
+        fill(page, made)
+
+
+def tables() -> dict[str, str]:
+    """Name → table, from the record: of the reference run, of the modelled one, where there is one, and of both."""
+    made = {}
+    folders = {"": recorded.reference(ROOT, otherwise=""), "modelled-": "modelled"}
+    found = {}
+    for prefix, name in folders.items():
+        folder = ROOT / "data" / "recorded" / name
+        if name and (folder / "claims.csv").exists():
+            found[prefix] = claims = recorded.read(folder / "claims.csv")
+            run = _read(folder)
+            made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run))
+            made[f"{prefix}times"] = times_table(run["seconds"])
+    none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
+    made["commands"] = commands_table(found.get("", none), found.get("modelled-", none))
+    return made
+
+
 def disagreements(folder: Path) -> list[str]:
     """A line for each claim of a kept run whose verdict is another in the second run."""
     first, second = (
@@ -84,13 +128,21 @@ def disagreements(folder: Path) -> list[str]:
     return [f"{claim}: {row['first']}, then {row['second']}" for claim, row in both.iterrows() if row["first"] != row["second"]]
 
 
-def _keepable(out: Path) -> dict:
-    run = json.loads((out / "run.json").read_text())
+def _read(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def _check_run(out: Path, run: dict) -> None:
     if run["profiles"] not in (["default"], ["full"]):
         raise ValueError(f"{out} has notebooks of the profiles {run['profiles']}: run them all with default, or all with full")
     if run["failed"]:
         raise ValueError(f"{out} has failed notebooks: {', '.join(run['failed'])}")
-    missing = set(plan.choose_for_backend(None, run["backend"])) - run["seconds"].keys()
+
+
+def _keepable(out: Path) -> dict:
+    run = _read(out)
+    _check_run(out, run)
+    missing = {entry.name for entry in book.ENTRIES.values() if run["backend"] in entry.minutes} - run["seconds"].keys()
     if missing:
         raise ValueError(f"{out} lacks {', '.join(sorted(missing))}: run all notebooks into one folder")
     if any(revision.endswith("+") for revision in run["revisions"]):
@@ -136,11 +188,31 @@ def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None) ->
 
 
 def _not_run(claims: pd.DataFrame) -> list[str]:
+    """Which claims were not run, and why: in one line where the same command would run them. The command is today's, whatever the
+    notebooks were called when the run was kept."""
     idle = claims[claims["verdict"] == "not run here"]
-    lines = ["", "Not run here:", ""] if len(idle) else []
-    for why, those in idle.groupby("reason", sort=False):
-        lines.append(f"* {', '.join(those['claim'])}: " + (f"`{why}`" if why.startswith("./") else why))
-    return lines
+    ways: dict[object, list[str]] = {}
+    for row in idle.itertuples():
+        ways.setdefault(book.measured(row.claim) if row.reason.startswith("./") else row.reason, []).append(row.claim)
+    lines = ["", "Not run here:", ""] if ways else []
+    return lines + [
+        f"* {', '.join(those)}: " + (why if isinstance(why, str) else f"`{book.command(*those)}`") for why, those in ways.items()
+    ]
+
+
+def commands_table(measured: pd.DataFrame, modelled: pd.DataFrame) -> str:
+    """How each claim is tested, how long that takes, and what the reference run found, or the modelled run where none measures it."""
+    lines = ["| claim | what the paper says | notebook | command | min, smoke / default | what to expect |", "|---" * 6 + "|"]
+    for claim in book.CLAIMS.values():
+        backend, record = ("cpu", measured) if book.measured(claim.id) else ("sim", modelled)
+        run = [entry for entry in book.answered_by(claim.id) if backend in entry.minutes]
+        notebooks = ", ".join(f"[{entry.name}](notebooks/{entry.name}.ipynb)" for entry in run)
+        times = [entry.minutes[backend] for entry in run]
+        minutes = " / ".join(f"{sum(time[size] for time in times):g}" for size in (0, 1)) if all(times) else "not timed"
+        rows = record[(record["claim"] == claim.id) & (record["verdict"] != "not run here")]
+        expected = "; ".join(f"{recorded.number(row)}, {row.verdict}" for row in rows.itertuples()) or "no run is kept"
+        lines.append(f"| {claim.id} | {claim.text}: {claim.paper} | {notebooks} | `{book.command(claim.id)}` | {minutes} | {expected} |")
+    return "\n".join(lines)
 
 
 def _here(claims: pd.DataFrame) -> str:
@@ -169,10 +241,10 @@ def times_table(seconds: dict[str, int]) -> str:
 
 def fill(page: Path, tables: dict[str, str]) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, for each name that the page has."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         text = re.sub(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.S)
-    page.write_text(text)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -180,9 +252,17 @@ if __name__ == "__main__":
         prog="python -m lab.artifact.publish", description="Keep a finished run as the reference for its device."
     )
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "out", help="the run's folder (default: out)")
-    parser.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
+    other.add_argument("--outputs-only", action="store_true", help="only put its outputs into the notebooks")
+    other.add_argument("--tables", action="store_true", help="keep no run: write the tables of the pages from what is recorded")
     options = parser.parse_args()
     try:
-        print(publish_again(options.out) if options.again else f"kept in {publish(options.out)} and figures/")
+        if options.tables:
+            write_tables()
+        elif options.outputs_only:
+            print(f"put into notebooks/: {', '.join(publish_outputs(options.out)) or 'none'}")
+        else:
+            print(publish_again(options.out) if options.again else f"kept in {publish(options.out)}, figures/ and notebooks/")
     except (OSError, ValueError) as error:
         sys.exit(f"publish: {error}")

@@ -1,18 +1,19 @@
 """The reference runs that are kept in ``data/recorded/<device>/``: what each found of the paper's claims, as one tidy table."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from lab.artifact import plan
-from lab.claims import VERDICTS
+from lab import book
+from lab.claims import CLAIMS, VERDICTS
 
 CLAIM_COLUMNS = ["claim", "text", "paper", "ours", "low", "high", "repeats", "unit", "backend", "device", "verdict", "reason", "study",
-                 "profile", "revision"]  # fmt: skip
+                 "profile", "revision", "parts"]  # fmt: skip
 NUMBERS = ["ours", "low", "high"]
 COLUMNS = [*CLAIM_COLUMNS, "run", "run_backend", "run_device"]
-_ADDED_LATER = {"repeats"}  # runs that were kept before it existed lack it
+_ADDED_LATER = {"repeats", "parts"}  # runs that were kept before it existed lack it
 _MEND = "restore the file from git, or publish that run again"
 
 
@@ -24,7 +25,7 @@ def load(leave_out: tuple[str, str] | None = None, root: Path | None = None) -> 
     may be another in every row. ``leave_out`` is the (backend, device) of a run not to load, say of the present one; ``root``
     the checkout. A folder without claims.csv holds benchmarks only and is skipped. Raises ValueError for a broken file.
     """
-    folder = (root or plan.ROOT) / "data" / "recorded"
+    folder = (root or book.ROOT) / "data" / "recorded"
     tables = []
     for path in sorted(folder.glob("*/claims.csv")):
         run = _run(path.with_name("run.json"))
@@ -36,7 +37,7 @@ def load(leave_out: tuple[str, str] | None = None, root: Path | None = None) -> 
 
 def _run(path: Path) -> dict:
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text(encoding="utf-8"))
         return {name: run[name] for name in ("backend", "device")}
     except FileNotFoundError:
         raise ValueError(f"{path} is missing beside claims.csv; {_MEND}") from None
@@ -46,9 +47,11 @@ def _run(path: Path) -> dict:
         raise ValueError(f"{path} is not a run's description ({error}); {_MEND}") from None
 
 
-def _claims(path: Path) -> pd.DataFrame:
+def read(path: Path) -> pd.DataFrame:
+    """A claims.csv as text, every column there ("" where an older file lacks it). A file from before there was a column of parts
+    tells them in its reasons, as ``Study.claim`` writes them. Raises ValueError for a broken file."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except ValueError as error:  # parsing, encoding or emptiness
         raise ValueError(f"{path} is not a table ({str(error).strip()}); {_MEND}") from None
     missing = [name for name in CLAIM_COLUMNS if name not in table and name not in _ADDED_LATER]
@@ -57,7 +60,19 @@ def _claims(path: Path) -> pd.DataFrame:
     unknown = sorted(set(table["verdict"]) - set(VERDICTS))
     if unknown:
         raise ValueError(f"{path} has the verdict {unknown[0]!r}, not one of: {', '.join(VERDICTS)}; {_MEND}")
-    table = table[table["verdict"] != "not run here"].reindex(columns=CLAIM_COLUMNS)
+    if "parts" not in table:
+        table["parts"] = [_parts(row.reason) if row.claim in CLAIMS and CLAIMS[row.claim].is_shape else "" for row in table.itertuples()]
+    return table.reindex(columns=CLAIM_COLUMNS, fill_value="")
+
+
+def _parts(reason: str) -> str:
+    found = re.findall(r": (yes|no)(?=[;.])", reason)
+    return f"{found.count('yes')} of {len(found)}" if found else ""
+
+
+def _claims(path: Path) -> pd.DataFrame:
+    table = read(path)
+    table = table[table["verdict"] != "not run here"]
     for name in [*NUMBERS, "repeats"]:
         table[name] = _numbers(table, name, path)
     return table.astype({"repeats": "Int64"})
@@ -65,7 +80,7 @@ def _claims(path: Path) -> pd.DataFrame:
 
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
     numbers = pd.to_numeric(table[name], errors="coerce")
-    kind, wrong = ("number", numbers.isna()) if name in NUMBERS else ("whole number", table[name].notna() & ~(numbers % 1 == 0))
+    kind, wrong = ("number", numbers.isna()) if name in NUMBERS else ("whole number", (table[name] != "") & ~(numbers % 1 == 0))
     if wrong.any():
         row = table[wrong].iloc[0]
         raise ValueError(f"{path} has {row[name]!r} as {name!r} of {row['claim']}, which is not a {kind}; {_MEND}")
@@ -82,7 +97,10 @@ def told(value: float) -> str:
 
 
 def number(row) -> str:
-    """A tested claim's number with its unit and, where it has one, its interval: a row of claims.csv, numbers as text or floats."""
+    """What was found of a tested claim, a row of ``load`` or ``read``: how many of its parts hold, where it is told by parts, else its number
+    with the unit and, where it has one, the interval."""
+    if row.parts:
+        return f"{row.parts} parts"
     interval = f" [{float(row.low):.2f}, {float(row.high):.2f}]" if float(row.low) < float(row.high) else ""
     return f"{float(row.ours):.2f} {row.unit}{interval}"
 
@@ -95,19 +113,23 @@ def lines(kept: pd.DataFrame) -> dict[str, list[str]]:
         how = ["modelled" if row.backend == "sim" else "measured", row.revision, *([row.study] if several else [])]
         interval = f" [{told(row.low)}, {told(row.high)}]" if row.low < row.high else ""
         verdict = "" if row.verdict == "modelled only" else f", {row.verdict}"
-        line = f"Recorded: {row.device} ({', '.join(how)}): {told(row.ours)} {row.unit}{interval}{verdict}"
+        found_there = f"{row.parts} parts" if row.parts else f"{told(row.ours)} {row.unit}{interval}"
+        line = f"Recorded: {row.device} ({', '.join(how)}): {found_there}{verdict}"
         found.setdefault(row.claim, []).append(line)
     return found
 
 
-def reference(root: Path) -> str:
-    """The folder of the measured run whose numbers the pages call "here". Raises ValueError where none is named or kept."""
+def reference(root: Path, otherwise: str | None = None) -> str:
+    """The folder of the measured run whose numbers the pages call "here"; ``otherwise`` where none is named. Raises ValueError where none is and
+    there is no ``otherwise``, or it is not kept."""
     path = root / "data" / "recorded" / "reference"
-    name = path.read_text().strip() if path.exists() else ""
+    name = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if not name or not (path.parent / name / "claims.csv").exists():
+        if otherwise is not None and not name:
+            return otherwise
         raise ValueError(f"{path} names {name!r}, which is not a kept run; write the name of one of the folders beside it into it")
     return name
 
 
 def keep_as_reference(name: str, root: Path) -> None:
-    (root / "data" / "recorded" / "reference").write_text(name + "\n")
+    (root / "data" / "recorded" / "reference").write_text(name + "\n", encoding="utf-8")

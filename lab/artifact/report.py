@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import re
 import struct
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from lab import machine
-from lab.artifact import overview, plan, recorded
+from lab import book, machine
+from lab.artifact import overview, recorded
 from lab.artifact.recorded import CLAIM_COLUMNS
 from lab.claims import CLAIMS
 from lab.files import replace
@@ -25,9 +24,9 @@ def write_report(out: Path, backend: str) -> None:
     no whole record, since it was killed, say, is left out."""
     states, stories, tables = {}, {}, []
     for path in sorted((out / "state").glob("*.json")):
-        states[path.stem] = json.loads(path.read_text())
+        states[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         try:
-            stories[path.stem] = json.loads((out / "results" / path.name).read_text())
+            stories[path.stem] = json.loads((out / "results" / path.name).read_text(encoding="utf-8"))
             tables.append(pd.read_csv(out / "results" / f"{path.stem}.csv"))
         except FileNotFoundError:  # it keeps no rows, like 00, or failed before the first
             continue
@@ -70,8 +69,8 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
         for study, entry in found:
             ours = entry["ours"]
             rows.append({**base, "ours": round(ours["median"], 3), "low": round(ours["low"], 3), "high": round(ours["high"], 3),
-                         "repeats": ours["repeats"], "unit": entry["unit"], "backend": entry["backend"], "device": entry["device"],
-                         "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
+                         "repeats": ours["repeats"], "unit": entry["unit"], "parts": entry.get("parts", ""),
+                         "backend": entry["backend"], "device": entry["device"], "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
                          "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
         if not found:
             rows.append({**base, "backend": backend, "device": machine.device(backend), "verdict": "not run here",
@@ -83,15 +82,7 @@ def _why_not_run(claim_id: str, stories: dict[str, dict]) -> str:
     for story in stories.values():
         if claim_id in story.get("not run", {}):
             return story["not run"][claim_id]
-    for name in sorted(plan.notebook_names(), key=lambda name: not plan.runs_here(name)):  # rather measured than modelled
-        if re.search(rf'claim\(\s*"{claim_id}"', _code(name)):
-            return f"./run_all.sh --only {name.split('_')[0]}" + ("" if plan.runs_here(name) else " --backend sim --out out-sim")
-    return "no study of it in this version"
-
-
-def _code(notebook: str) -> str:
-    cells = json.loads((plan.NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return book.command(claim_id) if book.answered_by(claim_id) else "no notebook tests it"
 
 
 def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int, run: dict, glance: dict | None,
@@ -108,7 +99,7 @@ def render(out: Path, stories: dict, states: dict, claims: list[dict], rows: int
             for figure in story["figures"]
             if (path := out / "figures" / f"{figure['name']}.png").exists()
         ]
-        sections.append({"name": name, "title": plan.title(name), **state, "figures": figures, "engine": story["engine"]})
+        sections.append({"name": name, "title": book.title(name), **state, "figures": figures, "engine": story["engine"]})
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return environment.get_template("report.html.j2").render(
@@ -132,12 +123,13 @@ def _embedded(png: bytes) -> dict:
 
 def print_claims(out: Path) -> None:
     """The claims table on the terminal: what was run first, then the ids of what was not."""
-    with (out / "claims.csv").open(newline="") as file:
+    with (out / "claims.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     print(f"\n{'claim':<6}{'paper':<22}{'here':<30}{'backend':<9}verdict")
     for row in rows:
         if row["verdict"] != "not run here":
             ours = f"{float(row['ours']):.2f} {row['unit']} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
+            ours = f"{row['parts']} parts" if row["parts"] else ours
             print(f"{row['claim']:<6}{row['paper']:<22}{ours:<30}{row['backend']:<9}{row['verdict']}")
     idle = [row["claim"] for row in rows if row["verdict"] == "not run here"]
     print(f"not run here: {', '.join(idle) or 'none'}")

@@ -1,4 +1,4 @@
-"""How every figure looks. ``charts`` draws tables, ``tree`` the Chunked Hash Tree, ``attention`` the kernels' benchmark."""
+"""How every figure looks. ``charts`` draws tables, ``panels`` several side by side, ``tree`` the Chunked Hash Tree, ``attention`` the kernels' benchmark."""
 
 from lab.figures.charts import (
     HOW,
@@ -21,6 +21,7 @@ from lab.figures.charts import (
     to_scale,
     worlds,
 )
+from lab.figures.panels import lines_beside, ratio_bars_beside
 
 __all__ = [
     "HOW",
@@ -31,11 +32,13 @@ __all__ = [
     "headline",
     "in_order",
     "lines",
+    "lines_beside",
     "log_lines",
     "looks",
     "note",
     "of_metric",
     "ratio_bars",
+    "ratio_bars_beside",
     "ratio_table",
     "sign",
     "spread",

@@ -29,15 +29,22 @@ _STYLES = {
     "oracle (stop)": ("0.55", "*", (1, 1)),
     "LPM": (_PINK, ">", ""),
     "LPM, no cut-off": (_PINK, ">", (2, 1)),
-    "DFS-weight": (_YELLOW, "8", ""),
+    "DFS-weight": (_YELLOW, "8", (3, 1)),
     "block table": (_BROWN, "H", (1, 1)),
+    # What a step of them costs alone, in SGLang's own code or in that of the tree.
+    "SGLang LPM": (_PINK, ">", ""),
+    "SGLang LPM, cut off": (_PINK, ">", (2, 1)),
+    "SGLang DFS-weight": (_YELLOW, "8", (3, 1)),
+    "Feather in SGLang": (_BLUE, "d", (1, 1)),
+    "Feather, from tokens": (_BLUE, "D", (4, 1)),
+    "Feather, from block hashes": (_BLUE, "D", ""),
 }
 POLICIES = tuple(_STYLES)
 
 HOW = {"cpu": "measured on a CPU", "gpu": "measured on a GPU", "sim": "modelled, not measured"}
 
 _SMALL = 8.5  # points
-_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
+_HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo", "||", "**", "////", "....", "\\\\\\\\", "xxxx", "----", "++++")
 
 
 def style() -> None:
@@ -48,18 +55,43 @@ def style() -> None:
 
 def headline(figure, finding: str, setting: str) -> None:
     """What the figure shows in a sentence, in bold over everything, and under it in what setting: workload, backend, kernel, repeats."""
-    width = figure.get_figwidth()
+    left, right, top, _ = _drawn(figure)
+    width = max(right - left, 4.0)  # inches
     finding, setting = textwrap.fill(finding, int(10 * width)), textwrap.fill(setting, int(14.5 * width))
-    height = figure.get_figheight()
-    below = 0.30 + 0.17 * setting.count("\n")  # inches, from the top of the axes' titles to the finding
-    figure.text(0.01, 1 + 0.08 / height, setting, fontsize=_SMALL, color="0.35", ha="left", va="bottom")
-    figure.text(0.01, 1 + below / height, finding, fontsize=12, fontweight="bold", ha="left", va="bottom")
+    _write(figure, left, top + 0.14, setting, "bottom", fontsize=_SMALL, color="0.35")
+    _write(figure, left, _drawn(figure)[2] + 0.08, finding, "bottom", fontsize=12, fontweight="bold")
 
 
-def sign(figure, provenance: dict[str, str], y: float = -0.04) -> None:
+def sign(figure, provenance: dict[str, str], y: float | None = None) -> None:
     """Write backend, device, engine and revision under the figure, or at ``y`` of its height."""
     text = f"{HOW[provenance['backend']]}: {provenance['device']} · {provenance['engine']} · Feather {provenance['revision']}"
-    figure.text(0.01, y, text, fontsize=8, color="0.35", ha="left", va="top")
+    if y is None:
+        _below(figure, text)
+    else:
+        figure.text(0.01, y, text, fontsize=_SMALL, color="0.35", ha="left", va="top")
+
+
+def note(figure, text: str) -> None:
+    """Write under all that is there what was cut or scaled to make the workload."""
+    _below(figure, text)
+
+
+def _below(figure, text: str) -> None:
+    left, right, _, bottom = _drawn(figure)
+    _write(figure, left, bottom - 0.08, textwrap.fill(text, int(14.5 * max(right - left, 4.0))), "top", fontsize=_SMALL, color="0.35")
+
+
+def _drawn(figure) -> tuple[float, float, float, float]:
+    """Left, right, top and bottom of what is drawn so far, legends and titles included, in inches from the figure's lower left corner."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    return box.x0, box.x1, box.y1, box.y0
+
+
+def _write(figure, x: float, y: float, text: str, side: str, **look) -> None:
+    """Write at a place in inches from the figure's lower left corner, which may lie outside it: figures are saved with all that they hold."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, text, ha="left", va=side, **look)
 
 
 def spread(repeats: int) -> str:
@@ -67,9 +99,9 @@ def spread(repeats: int) -> str:
     return "one run each" if repeats == 1 else f"medians of {repeats} runs with 95 % intervals"
 
 
-def note(figure, text: str) -> None:
-    """Write under the signature what was cut or scaled to make the workload."""
-    figure.text(0.01, -0.09, textwrap.fill(text, 130), fontsize=8, color="0.35", ha="left", va="top")
+def _hatch(policy: str, number: int) -> str:
+    """A policy's hatch, the same in every figure; ``number``: of a policy that has no look of its own."""
+    return _HATCHES[(POLICIES.index(policy) - 1 if policy in POLICIES else number) % len(_HATCHES)]
 
 
 def in_order(policies) -> list[str]:
@@ -105,11 +137,12 @@ def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def lines(
-    table: pd.DataFrame, metric: str, x: str, hue: str | None, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None
+    table: pd.DataFrame, metric: str, x: str, hue: str | None, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None,
+    axes=None,
 ):  # fmt: skip
     """Medians over the repeats with their 95 % bootstrap intervals, ``x`` to scale: ``scale`` is "linear" or "log", by default what shows the
     values best; values that are no numbers stand evenly spaced. Of policies that coincide all can be seen: the later one's line is the
-    narrower. ``order``: the values of another ``hue``, where they are not to be sorted."""
+    narrower. ``order``: the values of another ``hue``, where they are not to be sorted. ``axes``: a panel to draw in, instead of a figure of its own."""
     data = of_metric(table, metric)
     if hue is None:
         options = {"marker": "o"}
@@ -128,10 +161,10 @@ def lines(
             "markers": True,
             "dashes": True,
         }
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots() if axes is None else (axes.figure, axes)
     sns.lineplot(data, x=x, y="value", hue=hue, style=hue, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, **options)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] + 0.05 * axes.dataLim.y1)
     to_scale(axes, data[x], scale)
     if hue:
         sns.move_legend(axes, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
@@ -148,11 +181,15 @@ def to_scale(axes, values: pd.Series, scale: str | None = None) -> None:
     scale = scale or ("log" if spread >= 16 and ticks[0] > 0 else "symlog" if spread >= 16 else "linear")
     axes.set_xscale(scale, **({"linthresh": ticks[ticks > 0].min()} if scale == "symlog" else {}))
     axes.minorticks_off()
+    scaled = axes.xaxis.get_transform()
+    low, high = scaled.transform(ticks[[0, -1]])
+    if low < high:  # the margins are those of the scale, not of the numbers
+        axes.set_xlim(scaled.inverted().transform([low - 0.05 * (high - low), high + 0.05 * (high - low)]))
     place = axes.transData.transform
-    width = axes.figure.dpi * axes.figure.get_figwidth()
+    apart = 0.4 * axes.figure.dpi
     labelled: list[float] = []
     for tick in [ticks[0], *ticks[:0:-1]]:  # the ends first, then from the right
-        if all(abs(place((tick, 0))[0] - place((other, 0))[0]) > 0.055 * width for other in labelled):
+        if all(abs(place((tick, 0))[0] - place((other, 0))[0]) > apart for other in labelled):
             labelled.append(tick)
     axes.set_xticks(sorted(labelled), [_tick(tick) for tick in sorted(labelled)])
 
@@ -163,12 +200,13 @@ def _tick(value) -> str:
 
 def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
     """Medians of ``y`` per policy on logarithmic axes, one panel for each facet: (x, rows chosen, title, label of x)."""
-    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True)
+    figure, places = plt.subplots(1, len(facets), figsize=(5.6 * len(facets), 4.2), sharey=True, gridspec_kw={"wspace": 0.08})
     for axes, (x, chosen, title, xlabel) in zip(places, facets):
         data = table[chosen]
         sns.lineplot(data, x=x, y=y, hue="policy", style="policy", estimator="median", errorbar=("pi", 50), ax=axes,
                      legend=axes is places[-1], **looks(table["policy"]))  # fmt: skip
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         to_scale(axes, data[x], "log")
     sns.move_legend(places[-1], "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
     return figure
@@ -179,29 +217,40 @@ def bars(table: pd.DataFrame, metric: str, xlabel: str):
     medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
     figure, axes = plt.subplots()
     drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
-    axes.bar_label(drawn, [f"{value:.2g}" for value in medians], padding=3)
+    axes.bar_label(drawn, [f"{float(f'{value:.3g}'):g}" for value in medians], padding=3)
     axes.set(xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str):
-    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1."""
-    figure, axes = plt.subplots(figsize=(8.4, 4.2))
+def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str, axes=None):
+    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1. ``axes``: a panel to draw in,
+    instead of a figure of its own."""
+    figure, axes = plt.subplots(figsize=(8.4, 4.2)) if axes is None else (axes.figure, axes)
     policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
     width = 0.8 / len(policies)
+    there = [in_order(ratios[ratios[x] == place]["policy"]) for place in places]  # bars stand in the middle of their place, however many
     for number, policy in enumerate(policies):
-        data = ratios[ratios["policy"] == policy].set_index(x).reindex(places)
-        at = [place + (number - (len(policies) - 1) / 2) * width for place in range(len(places))]
+        data = ratios[ratios["policy"] == policy].set_index(x).reindex(place for place, names in zip(places, there) if policy in names)
+        at = [place + (names.index(policy) - (len(names) - 1) / 2) * width for place, names in enumerate(there) if policy in names]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
-        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_HATCHES[number % len(_HATCHES)],
+        axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_hatch(policy, number),
                  edgecolor="white", linewidth=0, error_kw={"lw": 1})  # fmt: skip
     axes.axhline(1, color="0.2", lw=1)
-    axes.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places])
+    axes.set_xticks(range(len(places)), _wrapped(places, axes))
     axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+def _wrapped(places: Sequence, axes) -> list[str]:
+    """Labels of places side by side, broken at commas and wherever they would run into their neighbours."""
+    inches = axes.get_position().width * axes.figure.get_figwidth() / len(places)
+    letters = max(6, int(inches / 0.1))
+    return ["\n".join(textwrap.fill(part, letters) for part in str(place).replace(", ", ",\n").split("\n")) for place in places]
 
 
 def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import seaborn as sns
 from feather.cht import ChunkedHashTree
 
 
-def draw_tree(tree: ChunkedHashTree, names: Mapping[Hashable, str], ends: Mapping[Hashable, str], title: str, axes=None):
+def draw_tree(tree: ChunkedHashTree, names: Mapping, ends: Mapping, title: str, axes=None):
     """Draw the nodes: filled where they are in the working set, ringed where the shared-prefix tip is.
 
     ``names`` labels a node by its hash, ``ends`` gives the requests that end at it. Returns the axes.
@@ -27,7 +27,7 @@ def draw_tree(tree: ChunkedHashTree, names: Mapping[Hashable, str], ends: Mappin
         axes.plot(x, y, "o", ms=25, mfc=blue if view.active else "white", mec=blue)
         axes.annotate(names[view.hash], (x, y), ha="center", va="center", fontsize=9, color="white" if view.active else "0.2")
         text = f"{view.active} active\n{view.waiting} waiting"
-        axes.annotate(text, (x, y), (19, 0), textcoords="offset points", va="center", fontsize=7.5, color="0.35")
+        axes.annotate(text, (x, y), (24 if view.tip else 19, 0), textcoords="offset points", va="center", fontsize=7.5, color="0.35")
         if view.hash in ends:
             axes.annotate(ends[view.hash], (x, y), (0, -30), textcoords="offset points", ha="center", fontsize=10, weight="bold")
     axes.set_title(title)

@@ -144,9 +144,15 @@ def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False,
 
 
 def sweep(prompt_tokens: Sequence[int], waiting: Sequence[int], steps: int) -> pd.DataFrame:
-    """``measure``, with all that Feather does inside SGLang, over prompt lengths at the longest queue, and over queue lengths at 10 000 tokens (or the longest)."""
-    length = 10_000 if 10_000 in prompt_tokens else max(prompt_tokens)
-    points = [(tokens, max(waiting)) for tokens in prompt_tokens] + [(length, queue) for queue in waiting if queue != max(waiting)]
+    """``measure``, with all that Feather does inside SGLang, over prompt lengths at the longest queue, and over queue lengths at 10 000
+    tokens (or the longest)."""
+    deepest, length = max(waiting), length_shown(prompt_tokens)
+    points = [(tokens, deepest) for tokens in prompt_tokens] + [(length, queue) for queue in waiting if queue != deepest]
     return pd.concat(
         [measure(*point, steps, adapter=True) for point in tqdm(points, desc="prefix detection", unit="point")], ignore_index=True
     )
+
+
+def length_shown(prompt_tokens: Sequence[int]) -> int:
+    """The prompt length at which queues of other lengths are measured."""
+    return 10_000 if 10_000 in prompt_tokens else max(prompt_tokens)

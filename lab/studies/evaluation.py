@@ -26,6 +26,7 @@ def over_groups(
 
     def condition(count: int, arm: Arm) -> Condition:
         def run(seed: int):
+            engine.warm(prefixes[:count])  # where the KV cache does not hold all prefixes, those that are asked for are in it
             sizes = even_sizes(requests, count)
             workload = grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, requests_per_s=requests_per_s)
             return engine.run(workload, arm)

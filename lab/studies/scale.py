@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
+import pandas as pd
+
 from lab.engines import Engine
 from lab.engines.arms import ARMS, Arm
 from lab.engines.modelled import ModelledEngine
-from lab.studies.study import Condition
+from lab.studies.study import Condition, Study
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 
@@ -88,6 +90,13 @@ def sweep(
 
     Raises ValueError for a setting that cannot be, or whose batch is larger than the engine's."""
     return [_condition(figure, replace(Setting(**fixed), **{vary: value}), arm, engine) for value in values for arm in arms]
+
+
+def measured(study: Study, conditions: Sequence[Condition], cascade: Sequence[bool], repeats: int) -> pd.DataFrame:
+    """Measure the conditions under each choice of cascade attention and keep all rows; returned are those of the first choice, which is
+    the one that figures show and verdicts go by. The engine is left with it."""
+    table = study.measure(conditions, repeats, cascade=cascade)
+    return table[table["cascade"] == cascade[0]]
 
 
 def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) -> Condition:

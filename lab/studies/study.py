@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lab import machine
+from lab import book, machine
 from lab.claims import CLAIMS, verdict
-from lab.engines import Engine
+from lab.engines import Engine, make_engine
 from lab.engines.run import Run
-from lab.figures.charts import HOW, headline, sign
+from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
 
@@ -81,10 +81,16 @@ class Study:
         """Where its numbers come from, with the engine as it is set now."""
         return _provenance(self.engine) if self.engine else machine.provenance(self._backend) | self._told
 
-    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1) -> pd.DataFrame:
+    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1, cascade: Sequence[bool] | None = None) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
-        same other), after one run that is thrown away. Returns the rows of this call. Raises ValueError where two
-        conditions could not be told apart in the rows, or there is nothing to run."""
+        same other), after one run that is thrown away. Returns the rows of this call. ``cascade``: with vLLM's cascade attention on or
+        off, as its values say, each in rows of its own (``under_cascade``); afterwards the engine is set to the first of them.
+
+        Raises ValueError where two conditions could not be told apart in the rows, or there is nothing to run."""
+        if cascade is not None:
+            table = self.measure(under_cascade(conditions, self.engine, cascade), repeats, seed)
+            self.engine.use_cascade(cascade[0])
+            return table
         check_repeats(repeats)
         if not conditions:
             raise ValueError("there is no condition to measure: a list of values is empty")
@@ -140,23 +146,36 @@ class Study:
         return frame(self._rows[first:])
 
     def claim(self, claim_id: str, ours: Ratio, reason: str, parts: dict[str, bool] | None = None, engine: Engine | None = None) -> str:
-        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it.
-        ``parts`` as in ``claims.verdict``; ``engine``: what it ran on, where that is not the study's."""
-        claim = CLAIMS[claim_id]
+        """Hold a number against the paper's claim, keep it for the claims table and return one line that says it. ``parts`` as in
+        ``claims.verdict``; a claim about a shape is told by how many of them hold, and its ratio goes into the reason. ``engine``: what
+        it ran on, where that is not the study's. Raises ValueError for a claim that book.toml does not list for this notebook."""
+        claim = self._listed(claim_id)
         provenance = _provenance(engine) if engine else self.provenance
         found = verdict(claim_id, ours, provenance["backend"], parts)
         if parts:
             reason += " " + "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in parts.items()) + "."
-        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "verdict": found, "reason": reason,
+        here = str(ours).replace("×", f" {claim.unit}", 1)
+        told = f"{sum(parts.values())} of {len(parts)}" if parts and claim.is_shape else ""
+        if told:
+            reason += f" The ratio: {here}."
+            here = f"{told} parts"
+        self._claims.append({"id": claim_id, "ours": ours._asdict(), "unit": claim.unit, "parts": told, "verdict": found, "reason": reason,
                              "backend": provenance["backend"], "device": provenance["device"]})  # fmt: skip
         self._save()
-        here = str(ours).replace("×", f" {claim.unit}", 1)
         return f"{claim_id}: paper {claim.paper}, here {here}: {found}. {reason}"
+
+    def _listed(self, claim_id: str) -> book.Claim:
+        entry = book.ENTRIES.get(self.name)
+        if entry and claim_id not in entry.claims:
+            raise ValueError(
+                f"{self.name} answers {claim_id}, which is not among its claims in book.toml ({', '.join(entry.claims) or 'none'}): add it there"
+            )
+        return CLAIMS[claim_id]
 
     def not_run(self, claim_id: str, mend: str) -> str:
         """Keep that a claim could not be tested here, and what would make it: the claims table then says "not run here" with
-        ``mend``. Returns one line that says it."""
-        self._not_run[CLAIMS[claim_id].id] = mend
+        ``mend``. Returns one line that says it. Raises ValueError as ``claim`` does."""
+        self._not_run[self._listed(claim_id).id] = mend
         self._save()
         return f"{claim_id}: not run here. {mend}"
 
@@ -170,10 +189,12 @@ class Study:
         measured: bool = True,
         engine: Engine | None = None,
         rows: pd.DataFrame | None = None,
+        kernel: bool = True,
     ) -> None:
         """Write a matplotlib figure as PNG and PDF under a headline: the ``finding`` in a sentence, and the ``setting``, to which backend and
         kernel are added. Where it shows measurements, it is signed with how and where they came to be: on the study's engine, on the one
-        given, or on all that the given rows name. ``caption`` says what is drawn, for who reads the figure beside its neighbours."""
+        given, or on all that the given rows name; ``kernel``: whether an attention kernel had a part in it. ``caption`` says what is drawn, for
+        who reads the figure beside its neighbours."""
         engine = engine or self.engine
         if measured:
             provenance = _provenance(engine) if engine else self.provenance
@@ -181,7 +202,7 @@ class Study:
                 told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
                 provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
             sign(figure, provenance)
-            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine else "")
+            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine and kernel else "")
         headline(figure, finding, setting)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
@@ -199,6 +220,22 @@ class Study:
         if self.engine is None:
             return {}
         return {field.name: getattr(self.engine, field.name) for field in fields(self.engine) if field.init}
+
+
+def start(name: str, out: str | Path, backend: str = "auto", model: str = "tiny-llama", **options) -> tuple[Engine, Study]:
+    """What a notebook begins with: the look of the figures, the engine that ``make_engine`` makes of ``options``, and a study on it."""
+    style()
+    engine = make_engine(backend, model, **options)
+    return engine, Study(name, engine, out)
+
+
+def overview(table: pd.DataFrame, metrics: Sequence[str], by: str | list[str], digits: int = 2) -> pd.DataFrame:
+    """Medians over the repeats for a reader: a row for every value of ``by``, a column with its unit for each metric, in the order given."""
+    chosen = table[table["metric"].isin(metrics)]
+    units = chosen.drop_duplicates("metric").set_index("metric")["unit"]
+    chosen = chosen.assign(policy=pd.Categorical(chosen["policy"], in_order(chosen["policy"])))
+    wide = chosen.pivot_table(index=by, columns="metric", values="value", aggfunc="median", observed=True).rename_axis(columns=None)
+    return wide[[metric for metric in metrics if metric in wide]].rename(columns=lambda metric: f"{metric}, {units[metric]}").round(digits)
 
 
 def check_repeats(repeats: int) -> None:
