@@ -66,3 +66,13 @@ def test_moving_a_slider_redraws_what_moving_it_back_restores():
     assert shown.value == first
     moment.value = 0.9
     assert shown.value != first and "Worked out and drawn in" in note.value
+
+
+def test_the_opening_picture_is_told_from_what_was_worked_out(tmp_path):
+    study = explore.study("91_explore", SMALL, tmp_path)
+    explore.keep(study, SMALL)
+    assert (tmp_path / "figures" / "explore.png").exists()
+    rates = {name: course.throughput for name, course in explore.courses(SMALL).items()}
+    finding, told = explore.headline(SMALL)
+    assert "one run each, cascade attention" in told
+    assert f"{max(rates.values()) / rates['FCFS']:.2f}× FCFS" in finding or "No policy" in finding

@@ -474,3 +474,34 @@ def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
     assert bound.engine is engine and "device" not in bound.parameters and bound.parameters["batch"] == 4
     with pytest.raises(ValueError, match="batch=9 must be at most the engine's 8"):
         sweep("M5", "batch", [9], engine=engine, **small)
+
+
+# -- what the notebooks say of their tables ----------------------------------------------------------------------------
+
+
+def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
+    from lab.studies import stopping
+    from lab.studies.study import Study
+
+    engine = sim(max_batch=8)
+    study = Study("30_test", engine, tmp_path)
+    sizes = stopping.Sizes(4, 1024, 8, (4, 12), queue_requests=16, queue_batch=8, loop_requests=16, loop_batch=4)
+    with pytest.raises(ValueError, match="chunk_sizes=\\[64\\] must contain 512"):
+        stopping.drain(study, sizes, [64], repeats=1)
+    drained, parted, decided = (
+        stopping.drain(study, sizes, [64, 512], 1),
+        stopping.apart(study, sizes, 1),
+        stopping.deciders(study, sizes, 1),
+    )
+    assert set(drained["max batch"]) == {8} and set(parted["max batch"]) == set(decided["max batch"]) == {4}
+    assert parted[parted["metric"] == "mean batch"]["value"].max() <= 4 < drained[drained["metric"] == "mean batch"]["value"].max()
+    stopping.chunk_figures(study, drained, sizes)
+    stopping.apart_figure(study, parted, sizes)
+    stopping.deciders_figure(study, decided, sizes)
+    assert stopping.claim(study, drained).startswith("E9: paper lower; lower; flat, here 1.00 ×")
+    told = stopping.found_in_words(drained, parted, decided)
+    assert [line.split(".")[0] for line in told.splitlines() if line.startswith("*")] == [
+        "* **Order and stopping, 8 tokens each", "* **Order and stopping, 4 to 12 tokens", "* **Who decides", "* **Tree", "* **Chunk size",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="rows=0 must be at least 1"):
+        engine.use_batch(0)

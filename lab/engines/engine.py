@@ -34,6 +34,9 @@ class Engine(Protocol):
     @property
     def engine_version(self) -> str: ...
 
+    def use_batch(self, rows: int) -> None:
+        """So many requests at once, at most, in the runs to come: ``max_batch`` from now on, no more than the engine was made for."""
+
     def use_cascade(self, on: bool) -> None:
         """Cascade attention for the runs to come, or not. Raises ValueError where it is to be on and there is none."""
 

@@ -125,6 +125,13 @@ class ModelledEngine:
     def cascade(self) -> bool:
         return self.kernel == "cascade"
 
+    def use_batch(self, rows: int) -> None:
+        """So many requests at once, at most, in the runs to come. Raises ValueError for less than one."""
+        if rows < 1:
+            raise ValueError(f"rows={rows} must be at least 1")
+        self.max_batch = rows
+        self.scheduler = self._make_scheduler()
+
     def use_cascade(self, on: bool) -> None:
         """The cascade kernel for the runs to come, or the paged one."""
         self.kernel = "cascade" if on else "paged"

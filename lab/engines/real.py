@@ -123,6 +123,13 @@ class RealEngine:
 
         self._runner._compute_cascade_attn_prefix_lens = watched
 
+    def use_batch(self, rows: int) -> None:
+        """So many requests at once, at most, in the runs to come. Raises ValueError for more than the engine has slots for."""
+        slots = self.scheduler.scheduler_config.max_num_seqs
+        if not 1 <= rows <= slots:
+            raise ValueError(f"rows={rows} must be from 1 to {slots}, the requests that this engine was made for")
+        self.scheduler.max_num_running_reqs = self.scheduler.max_num_active_reqs = self.max_batch = rows
+
     def use_cascade(self, on: bool) -> None:
         """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
         share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""

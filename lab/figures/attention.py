@@ -5,40 +5,39 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from lab.figures.charts import of_metric
+from lab.figures.charts import of_metric, to_scale
 from lab.model.bandwidth import Fit
 
 ORDERS = ("grouped", "shuffled", "round-robin")
+COLOURS = dict(zip(ORDERS, sns.color_palette("viridis", len(ORDERS))))  # not those of the policies
 
 
 def _attention(table: pd.DataFrame, heads: str) -> pd.DataFrame:
     return of_metric(table, "attention time").query("heads == @heads")
 
 
-def locality(table: pd.DataFrame, heads: str, title: str):
+def locality(table: pd.DataFrame, heads: str):
     """Paged attention's time over the number of groups and over the number of divergent rows, one line a row order, between two
     bounds by the copy bandwidth: every prefix from memory once, and every row's tokens from memory."""
     data = _attention(table, heads).query("policy == 'paged'")
     copy = of_metric(table, "copy bandwidth").query("heads == @heads")["value"].median()
-    figure, places = plt.subplots(1, 2, figsize=(11.2, 4.2), sharey=True)
+    figure, places = plt.subplots(1, 2, figsize=(11.2, 4.2), sharey=True, layout="constrained")
     homogeneous = data.query("curve == 'groups' and groups == 1").assign(divergent=0)
     panels = {
-        "groups": (data.query("curve == 'groups'"), "prefix groups"),
-        "divergent": (pd.concat([homogeneous, data.query("curve == 'divergent'")]), "rows on a second prefix"),
+        "groups": (data.query("curve == 'groups'"), "prefix groups, even", "prefix groups"),
+        "divergent": (pd.concat([homogeneous, data.query("curve == 'divergent'")]), "two prefixes, uneven", "rows on the second prefix"),
     }
-    for axes, (x, (rows, xlabel)) in zip(places, panels.items()):
-        ticks = sorted(rows[x].unique())
-        rows = _in_every_order(rows, x).assign(place=lambda part: part[x].map(ticks.index))
-        sns.lineplot(rows, x="place", y="value", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS,
-                     markers=True, dashes=False, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, legend=axes is places[-1])  # fmt: skip
-        bounds = rows.groupby("place")[["asked bytes", "unique bytes"]].max() / copy / 1e6
-        for column, style, text in (("asked bytes", "--", "all rows from memory"), ("unique bytes", ":", "each prefix from memory once")):
+    for axes, (x, (rows, panel, xlabel)) in zip(places, panels.items()):
+        rows = _in_every_order(rows, x).assign(**{x: lambda part: part[x].astype(float)})
+        sns.lineplot(rows, x=x, y="value", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS, palette=COLOURS,
+                     markers=True, dashes=True, estimator="median", errorbar=("ci", 95), err_style="bars", ax=axes, legend=axes is places[-1])  # fmt: skip
+        bounds = rows.groupby(x)[["asked bytes", "unique bytes"]].max() / copy / 1e6
+        for column, style, text in (("asked bytes", "--", "bound: all rows from memory"), ("unique bytes", ":", "bound: each prefix once")):
             axes.plot(bounds.index, bounds[column], style, color="0.35", lw=1.2, label=text if axes is places[-1] else None)
-        axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
-        axes.set(xlabel=xlabel, ylabel="attention, one layer, ms")
+        axes.set(title=panel, xlabel=xlabel, ylabel="attention, one layer, ms")
         axes.set_ylim(bottom=0)
+        to_scale(axes, rows[x])
     places[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    figure.suptitle(title, fontsize="medium", fontweight="bold")
     return figure
 
 
@@ -52,7 +51,7 @@ def _in_every_order(rows: pd.DataFrame, x: str) -> pd.DataFrame:
 def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
     """Speed by row order and kernel, relative to one group under the plain kernel; a panel for each (table, number of groups
     in a mixed batch), named by its key."""
-    figure, places = plt.subplots(1, len(tables), figsize=(5.6 * len(tables), 4.2), sharey=True, squeeze=False)
+    figure, places = plt.subplots(1, len(tables), figsize=(5.6 * len(tables), 4.2), sharey=True, squeeze=False, layout="constrained")
     for axes, (name, (table, groups)) in zip(places[0], tables.items()):
         data = of_metric(table, "attention time").query("curve == 'groups'")
         base = data.query("policy == 'paged' and groups == 1").set_index("repeat")["value"]
@@ -62,28 +61,37 @@ def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
         bars[f"{groups} groups, packed"] = data.query("policy == 'packed' and groups == @groups")
         speeds = {bar: base / rows.set_index("repeat")["value"] for bar, rows in bars.items()}
         relative = pd.concat([speed.rename("speed").to_frame().assign(bar=bar) for bar, speed in speeds.items()])
-        sns.barplot(relative, y="bar", x="speed", estimator="median", errorbar=("ci", 95), color=sns.color_palette()[0], ax=axes)
+        sns.barplot(
+            relative,
+            y="bar",
+            x="speed",
+            estimator="median",
+            errorbar=("ci", 95),
+            color="0.6",
+            capsize=0.2,
+            err_kws={"lw": 1, "color": "0.1"},
+            ax=axes,
+        )
+        for place, (_, speed) in enumerate(speeds.items()):
+            axes.annotate(f"{speed.median():.2f}", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         axes.axvline(1, color="0.2", lw=1)
         axes.set(title=name, xlabel="speed, one group under paged attention = 1", ylabel=None)
-    figure.tight_layout()
     return figure
 
 
 def fits(found: dict[str, Fit]):
     """Measured against fitted time of every condition, one panel a fit."""
-    figure, places = plt.subplots(1, len(found), figsize=(5 * len(found), 4.4), squeeze=False)
+    figure, places = plt.subplots(1, len(found), figsize=(4.6 * len(found) + 1.4, 4.2), squeeze=False, layout="constrained")
     for axes, (name, fit) in zip(places[0], found.items()):
         points = fit.points
         ends = [points["measured"].min() * 0.7, points["measured"].max() * 1.4]
         axes.plot(ends, ends, color="0.4", lw=1)
-        sns.scatterplot(points, x="measured", y="fitted", hue="order", hue_order=ORDERS, ax=axes)
-        axes.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="fitted, ms")
-        axes.set_title(f"{name}: memory {fit.memory_gb_s:.0f} GB/s, cache {fit.cache_gb_s:.0f} GB/s\n"
-                       f"mean error {fit.mape:.0%}, held out {fit.held_out_mape:.0%}")  # fmt: skip
+        sns.scatterplot(points, x="measured", y="fitted", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS, palette=COLOURS, ax=axes,
+                        legend=axes is places[0][-1])  # fmt: skip
+        axes.set(title=name, xscale="log", yscale="log", xlabel="measured, ms", ylabel="fitted, ms")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
-        axes.legend(title=None, frameon=False, loc="lower right")
-    figure.tight_layout()
+    places[0][-1].legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -283,12 +283,13 @@ def worlds(ratios: pd.DataFrame, marks: dict, ylabel: str):
     figure, axes = plt.subplots(figsize=(9.6, 4.6))
     claims, names = list(ratios["claim"].unique()), list(ratios["world"].unique())
     width = 0.84 / len(names)
-    colours = sns.color_palette("colorblind", len(names))
+    colours = sns.color_palette("cividis", len(names))  # not those of the policies
     for number, name in enumerate(names):
         data = ratios[ratios["world"] == name].set_index("claim").reindex(claims)
         at = [place + (number - (len(names) - 1) / 2) * width for place in range(len(claims))]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
-        axes.bar(at, data["median"] - 1, width, bottom=1, yerr=spread, label=name, color=colours[number], error_kw={"lw": 1})
+        axes.bar(at, data["median"] - 1, width, bottom=1, yerr=spread, label=name, color=colours[number], error_kw={"lw": 1},
+                 hatch=_HATCHES[number % len(_HATCHES)], edgecolor="white", linewidth=0)  # fmt: skip
     for place, claim in enumerate(claims):
         axes.hlines(marks[claim], place - 0.45, place + 0.45, color="0.2", lw=1.5, ls="--", label="published" if place == 0 else None)
     axes.axhline(1, color="0.2", lw=1)

@@ -1,4 +1,4 @@
-"""Locality at the kernel: paged decode attention over batches that differ only in who shares what, and in which row order.
+"""What a batch's prefix mix costs the attention kernel itself: paged decode attention over batches that differ only in who shares what, and in which row order.
 
 Before every timed call a copy larger than the last-level cache is timed: it empties the cache of what the call before left
 there, as the other layers of a model do, and it is the bandwidth that the call is held against.
@@ -6,18 +6,23 @@ there, as the other layers of a model do, and it is the bandwidth that the call 
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from lab import machine
+from lab import figures, machine
+from lab.figures import attention as drawn
 from lab.kernels.batch import HEADS, Batch, divergent, even
 from lab.kernels.pool import Pool
-from lab.studies.study import Condition, frame
+from lab.model import calibration
+from lab.model.bandwidth import Fit, calibrate, fit
+from lab.stats import Ratio
+from lab.studies.study import Condition, Study, compare, frame
 
-STUDY = "10_decode_attention"
+STUDY = "31_attention_kernel"
 SUFFIX = 32  # tokens of each row's own
 _ROTATIONS = 4
 _COPY_OVER_CACHE = 4
@@ -196,3 +201,166 @@ def recorded() -> pd.DataFrame:
     """Rows of this study that were measured on other devices and kept in the repository; empty where there are none."""
     files = sorted((Path(__file__).parents[2] / "data" / "recorded").glob("*/decode_attention*.csv.gz"))
     return frame([row for file in files for row in pd.read_csv(file).to_dict("records")])
+
+
+# -- the notebook ------------------------------------------------------------------------------------------------------
+
+
+def begin(backend: str, out: str) -> Study:
+    """The study on a backend, or on the one there is ("auto"); no engine runs. Raises ValueError for a backend that cannot run here."""
+    figures.style()
+    return Study(STUDY, None, out, machine.choose_backend(backend)[0])
+
+
+@dataclass
+class Measured:
+    """The tables of each kind of heads, here and recorded on other devices, and what they say."""
+
+    backend: str
+    tables: dict[str, pd.DataFrame]
+    kept: dict[str, pd.DataFrame]
+    """measured elsewhere and kept in the repository, by "heads, recorded: device" """
+    told: list[str]
+    """a line for each kind of heads: implementation, sizes, copy bandwidth"""
+
+    def mixed(self, heads: str) -> int:
+        """The number of groups that stands for a mixed batch: 8 where it was measured, or else 10, or else the largest."""
+        counts = set(self._grouped(heads).query("order == 'round-robin'")["groups"])
+        return next((count for count in (8, 10) if count in counts), max(counts))
+
+    def over(self, heads: str, of: dict, to: dict) -> Ratio:
+        """Ratio of attention times between two conditions of the curve over groups, each as column → value."""
+        return compare(self._grouped(heads), "attention time", of={"policy": "paged", **of}, to={"policy": "paged", **to})
+
+    def _grouped(self, heads: str) -> pd.DataFrame:
+        return self.tables[heads][self.tables[heads]["curve"] == "groups"]
+
+    @cached_property
+    def fits(self) -> dict[str, Fit]:
+        return {name: fit(table) for name, table in (self.tables | self.kept).items()}
+
+
+def measure(study: Study, heads: list[str], sizes: dict, repeats: int) -> Measured:
+    """All conditions for each kind of heads (empty: the backend's first two), with ``sizes`` in place of the backend's own where given."""
+    backend = study.provenance["backend"]
+    tables, told = {}, []
+    for name in heads or list(SIZES[backend])[:2]:
+        bench = Bench(backend, name, replace(SIZES[backend][name], **sizes.get(name, {})))
+        tables[name] = study.measure(list(conditions(bench)), repeats)
+        told.append(
+            f"{name}: {bench.attention.implementation('paged')}, last-level cache {bench.cache_bytes / 2**20:.0f} MiB, "
+            f"one prefix {bench.sizes.prefix_tokens * bench.pool.token_bytes / 2**20:.1f} MiB, "
+            f"copy {figures.of_metric(tables[name], 'copy bandwidth')['value'].median():.0f} GB/s read and written"
+        )
+    rows = recorded()
+    kept = {f"{name}, recorded: {device}": part for (device, name), part in rows.groupby(["device", "heads"])} if len(rows) else {}
+    return Measured(backend, tables, kept, told)
+
+
+def locality_figures(study: Study, found: Measured) -> None:
+    """Time over who shares what and over the row order, a figure for each kind of heads."""
+    for name, table in found.tables.items():
+        shape, groups = table[table["curve"] == "groups"].iloc[0], found.mixed(name)
+        turns = found.over(name, {"groups": groups, "order": "round-robin"}, {"groups": groups, "order": "grouped"})
+        mixed = found.over(name, {"groups": groups, "order": "grouped"}, {"groups": 1})
+        study.figure(
+            drawn.locality(table, name),
+            f"attention_locality_{name}",
+            f"{groups} groups take {mixed.median:.2f}× as long as one; in round-robin rows {turns.median:.2f}× that",
+            f"One layer's paged decode attention, {shape['requests']} rows on prefixes of {shape['prefix tokens']} tokens, heads of {name} · "
+            f"{figures.spread(turns.repeats)}",
+            "Time over the number of prefix groups and over the rows on a second prefix, in three row orders. The bounds are what the machine's copy "
+            "bandwidth allows if every row, or every prefix once, is fetched from memory.",
+        )
+
+
+def kernels_figure(study: Study, found: Measured) -> None:
+    """Row orders, cascade and packing side by side."""
+    here = machine.device(found.backend)
+    shown = {f"{name}\n{here}": (table, found.mixed(name)) for name, table in found.tables.items()}
+    for name, table in found.kept.items():
+        table = table[table["curve"] == "groups"]
+        shown[name.replace(", recorded", "\nrecorded", 1)] = (table, 8 if 8 in set(table["groups"]) else 10)
+    name = next(iter(found.tables))
+    groups = found.mixed(name)
+    packed = found.over(name, {"groups": groups, "order": "grouped"}, {"policy": "packed", "groups": groups})
+    gather = " · cascade and packed include copying the prefix in every call" if found.backend == "cpu" else ""
+    study.figure(
+        drawn.kernels(shown),
+        "attention_kernels",
+        f"Packed attention is {packed.median:.2f}× as fast as paged on {groups} groups in grouped rows ({name})",
+        f"One layer's decode attention; speed relative to one group under paged attention · {figures.spread(packed.repeats)}{gather}",
+        "Speed of one layer's decode attention by row order and kernel.",
+    )
+
+
+def fit_figure(study: Study, found: Measured) -> None:
+    """Measured against fitted times; the fits of this machine are kept as rows of the study."""
+    units = {"memory_gb_s": "GB/s", "cache_gb_s": "GB/s", "per_request_us": "µs", "per_call_us": "µs", "in_flight": "rows"}
+    for name in found.tables:
+        for metric, value in found.fits[name].summary().items():
+            study.row("fit", {"heads": name}, metric, value, units.get(metric, "share"), 0)
+    worst = max(found.fits.values(), key=lambda one: one.held_out_mape)
+    study.figure(
+        drawn.fits(found.fits),
+        "attention_fit",
+        f"Four costs explain the times with a mean error of at most {max(one.mape for one in found.fits.values()):.0%}, {worst.held_out_mape:.0%} held out",
+        f"One layer's paged decode attention, each point a batch · medians of {next(iter(found.tables.values()))['repeat'].nunique()} runs",
+        "Measured against fitted time of every batch under plain paged attention; held out: every point predicted from all the others.",
+    )
+
+
+def fit_table(found: Measured) -> pd.DataFrame:
+    """The fitted costs and the fit's mean relative errors, a row for each kind of heads."""
+    return pd.DataFrame({name: one.summary() for name, one in found.fits.items()}).T
+
+
+def misfits(found: Measured, count: int = 4) -> pd.DataFrame:
+    """The batches that each fit gets most wrong."""
+    columns = ["curve", "requests", "prefix tokens", "groups", "order", "measured", "fitted", "residual"]
+    worst = {
+        name: one.points.reindex(one.points["residual"].abs().sort_values(ascending=False).index).head(count)[columns]
+        for name, one in found.fits.items()
+    }
+    return pd.concat(worst, names=["heads"]).droplevel(1)
+
+
+def devices(found: Measured) -> pd.DataFrame:
+    """The constants of the modelled CPU as fitted to whole engine steps, and with those of the kernel; empty on a GPU, whose modelled constants
+    come from data sheets."""
+    if found.backend != "cpu":
+        return pd.DataFrame()
+    cpu = calibration.this_cpu(pd.read_csv(calibration.STEPS))
+    return pd.DataFrame([
+        {"heads": name, "device": told, "memory, GB/s": device.memory_rate / 1e9, "last-level cache, GB/s": device.cache_rate / 1e9,
+         "rows swept together": device.concurrent_rows}
+        for name in found.tables
+        for told, device in (("as fitted to engine steps", cpu), ("with the kernel's constants", calibrate(cpu, found.fits[name])))
+    ])  # fmt: skip
+
+
+def found_in_words(found: Measured) -> str:
+    """Mix, order and kernels in Markdown, for each kind of heads measured here."""
+    lines = []
+    for name, table in found.tables.items():
+        groups, fitted = found.mixed(name), found.fits[name]
+        mixed = found.over(name, {"groups": groups, "order": "grouped"}, {"groups": 1})
+        turns = found.over(name, {"groups": groups, "order": "round-robin"}, {"groups": groups, "order": "grouped"})
+        packed = found.over(name, {"groups": groups, "order": "grouped"}, {"policy": "packed", "groups": groups})
+        cascade = found.over(name, {"groups": 1}, {"policy": "cascade"})
+        copy = figures.of_metric(table, "copy bandwidth")["value"].median()
+        lines += [
+            f"* **{name}, mix and order.** {groups} groups in grouped rows take {mixed} as long as one group; in round-robin rows {turns} as long as grouped. Whatever lies "
+            "between two orders is how often a prefix is fetched again, since rows, tokens and work are the same.",
+            f"* **{name}, kernels.** Cascade is {cascade} as fast as paged attention on one group, packed {packed} as fast on {groups} groups.",
+            f"* **{name}, bandwidth.** The fit finds {fitted.memory_gb_s:.0f} GB/s from memory, where a copy reads and writes {copy:.0f} GB/s together, "
+            f"and {fitted.cache_gb_s:.0f} GB/s from the last-level cache.",
+        ]
+    if found.backend == "cpu":
+        lines += [
+            "",
+            "**A limit of this measurement.** On a CPU, cascade and packed copy the prefix's blocks into one place *inside every call*, and the times above include "
+            "that. An engine can keep the copy from one step to the next, as long as the prefix runs. So a ratio below 1 here says that copying in every call "
+            "does not pay; it does not say that packing does not.",
+        ]
+    return "\n".join(lines)

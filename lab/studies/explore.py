@@ -18,6 +18,7 @@ from lab import figures, machine
 from lab.model.formation import PATIENT, Formation, Traffic
 from lab.model.hardware import DEVICES
 from lab.model.steptime import KERNELS
+from lab.studies.study import Study
 from lab.train.env import World, make_world
 
 ROUNDS = 4  # full batches that a run is long
@@ -155,7 +156,7 @@ def draw(setting: Setting, moment: float = 0.5) -> Figure:
     looks = {name: course.at(second) for name, course in found.items()}
     most = max(max(course.running[looks[name]].max(), course.waiting[looks[name]].max()) for name, course in found.items())
     figure = Figure(figsize=(15, 6.4))
-    grid = figure.add_gridspec(2, len(found) + 1, left=0.1, right=0.99, top=0.85, bottom=0.06, wspace=0.12, hspace=0.32,
+    grid = figure.add_gridspec(2, len(found) + 1, left=0.1, right=0.99, top=0.86, bottom=0.06, wspace=0.12, hspace=0.32,
                                width_ratios=[1.2, *[1.0] * len(found)])  # fmt: skip
     palette = sns.color_palette("viridis", setting.groups)
     _throughputs(figure.add_subplot(grid[:, 0]), {name: course.throughput for name, course in found.items()})
@@ -167,11 +168,22 @@ def draw(setting: Setting, moment: float = 0.5) -> Figure:
         axes.set_yticks([0, setting.batch // 2, setting.batch], ["0", "", f"{setting.batch}"] if column == 1 else [""] * 3)
         tree = figure.add_subplot(grid[1, column])
         _tree(tree, course.running[looks[name]], course.waiting[looks[name]], palette, setting.common > 0, most)
-    low, high = setting.decode_tokens
-    decode = f"{low}" if low == high else f"{low} to {high}"
-    figure.suptitle(f"{setting.groups} prefixes of {setting.prefix_tokens} tokens, batch {setting.batch}, {decode} decode tokens.  "
-                    f"Above: requests in the batch, by prefix group.  Below: the tree at {second:.1f} s", fontsize=11, weight="bold", y=0.97)  # fmt: skip
     return figure
+
+
+def headline(setting: Setting, moment: float = 0.5) -> tuple[str, str]:
+    """What the drawing shows in a sentence, and in which setting."""
+    rates = {name: course.throughput for name, course in courses(setting).items()}
+    best = max(rates, key=rates.get)
+    over = rates[best] / rates["FCFS"]
+    low, high = setting.decode_tokens
+    second = moment * min(course.began[-1] for course in courses(setting).values())
+    return (
+        f"{best} decodes the most, {over:.2f}× FCFS" if over > 1.005 else "No policy decodes more than FCFS",
+        f"{setting.groups} prefixes of {setting.prefix_tokens} tokens" + (f", {setting.common:.0%} of it common" if setting.common else "")
+        + f", batch {setting.batch}, {low if low == high else f'{low} to {high}'} decode tokens, closed loop, {ROUNDS} full batches, one run "
+        f"each, {setting.kernel} attention · above: requests in the batch by prefix group · below: the tree at {second:.1f} s",
+    )  # fmt: skip
 
 
 def _throughputs(axes, throughputs: dict[str, float]) -> None:
@@ -224,11 +236,54 @@ def _tree(axes, running: np.ndarray, waiting: np.ndarray, palette, common: bool,
 def picture(setting: Setting, moment: float = 0.5) -> bytes:
     """The drawing as a PNG, signed."""
     figure = draw(setting, moment)
+    finding, told = headline(setting, moment)
+    figure.text(0.01, 0.955, finding, fontsize=12, weight="bold")
+    figure.text(0.01, 0.92, f"{told} · {figures.HOW['sim']}", fontsize=8.5, color="0.35")
     figures.sign(figure, provenance(setting), y=0.03)
     figure.set_dpi(80)
     found = BytesIO()
     FigureCanvasAgg(figure).print_png(found)  # savefig would draw everything twice
     return found.getvalue()
+
+
+# -- as the notebook opens ---------------------------------------------------------------------------------------------
+
+
+def study(name: str, start: Setting, out: str) -> Study:
+    """The study of the notebook; no engine runs."""
+    told = provenance(start)
+    return Study(name, None, out, "sim", told={key: told[key] for key in ("device", "engine")})
+
+
+def keep(study: Study, start: Setting) -> None:
+    """Rows of the policies where the sliders start, and the drawing as a figure. Raises AssertionError for a batch that is larger than it may
+    be, or that stops strictly and holds two prefixes."""
+    found = courses(start)
+    told = {"groups": start.groups, "prefix tokens": start.prefix_tokens, "common": start.common, "max batch": start.batch,
+            "decode tokens": list(start.decode_tokens)}  # fmt: skip
+    for name, course in found.items():
+        assert (course.running.sum(axis=1) <= start.batch).all(), f"{name}: a batch is larger than {start.batch}"
+        study.row(name, told, "decode throughput", course.throughput, "tok/s", 0, seed=1)
+    strict = found["Feather (strict stop)"].running
+    assert ((strict > 0).sum(axis=1) <= 1).all() or start.common, "a batch that stops strictly holds two prefixes"
+    study.rows()
+    study.figure(draw(start), "explore", *headline(start),
+                 "How the page of sliders opens: decode throughput under four policies; above, requests in the batch by prefix group over time; below, "
+                 "the tree at the dashed moment, with running requests in colour, waiting ones in grey, and a ring around what all that run share.")  # fmt: skip
+
+
+def found_in_words(start: Setting, beside: pd.DataFrame) -> str:
+    """The opening picture in Markdown, and how far it is from vLLM's own scheduler (``beside``, from ``against_vllm``)."""
+    here, there = (beside[f"{name}, over FCFS"].drop("FCFS") for name in ("here", "with vLLM"))
+    rows = "\n".join(f"* {name}: {here[name]:.2f}× FCFS here, {there[name]:.2f}× with vLLM's scheduler." for name in here.index)
+    fits = does_not_fit(start) or "The KV cache holds all prefixes and a full batch."
+    return f"""## What was found
+
+{headline(start)[0]}, where the sliders start. With vLLM's own scheduler the ratios to FCFS differ from these by at most {(here / there - 1).abs().max():.0%}.
+
+{rows}
+
+{fits}"""
 
 
 # -- to be dragged -----------------------------------------------------------------------------------------------------
