@@ -1,10 +1,10 @@
 """A prompt as its sequence of *cumulative prefix hashes*, one per full chunk of tokens.
 
-Equal hash i of two requests means equal tokens from the start up to the end of chunk i, so a shared prefix is a shared
-head of the two sequences and no token need be compared. Tokens of a last, partial chunk do not count.
+If hash i of two requests is equal, their tokens are equal from the start to the end of chunk i. So a shared prefix is a shared
+head of the two sequences, and no tokens need to be compared. Tokens of a last, partial chunk do not count.
 
-The hashes decide which request is scheduled next and nothing else: two prompts whose 64-bit hashes collide (a chance
-of about n² / 2⁶⁵ among n distinct chunks) may share a batch that they should not, but each computes its own result.
+The hashes only decide which request is scheduled next. Two prompts whose 64-bit hashes collide (probability about n² / 2⁶⁵ among
+n distinct chunks) may share a batch that they should not, but each still computes its own result.
 """
 
 from array import array
@@ -16,9 +16,9 @@ import xxhash
 def hash_tokens(tokens: Sequence[int], chunk_size: int, keys: Iterable[tuple[int, bytes]] = ()) -> list[int]:
     """Hash token ids (0 … 2³²−1) chunk by chunk with XXH3-64, in one pass.
 
-    ``keys`` are (position, bytes) pairs, by ascending position: what besides the token ids makes a prefix what it is
-    (a LoRA adapter, a cache salt, the image behind placeholder tokens). Each enters the hash of the chunk that holds
-    its position, and so of every later chunk.
+    ``keys`` are (position, bytes) pairs, in ascending order: whatever makes a prefix besides its token ids (a LoRA adapter, a
+    cache salt, the image behind placeholder tokens). Each enters the hash of the chunk that holds its position, and so of
+    every later chunk.
 
     Returns ``len(tokens) // chunk_size`` integers. Raises ValueError for a token id outside the range.
     """
@@ -40,10 +40,10 @@ def hash_tokens(tokens: Sequence[int], chunk_size: int, keys: Iterable[tuple[int
 
 
 def hash_blocks(block_hashes: Sequence[Hashable], block_size: int, chunk_size: int) -> Sequence[Hashable]:
-    """Take an engine's own block hashes, already cumulative, for chunk hashes: every (chunk / block)-th of them.
+    """Use an engine's own block hashes, which are cumulative, as chunk hashes: every (chunk / block)-th of them.
 
-    Nothing is hashed again, and whatever the engine mixed into its hashes (adapter, salt, images) comes along.
-    Raises ValueError where ``chunk_size`` is no multiple of ``block_size`` (both in tokens).
+    Nothing is hashed again, and whatever the engine mixed into its hashes (adapter, salt, images) is included.
+    Raises ValueError if ``chunk_size`` is no multiple of ``block_size`` (both in tokens).
     """
     blocks_per_chunk, rest = divmod(chunk_size, block_size)
     if rest or not blocks_per_chunk:

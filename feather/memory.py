@@ -1,4 +1,4 @@
-"""What the policy has learned, kept in a file from one start of the server to the next."""
+"""Keeps what the policy has learned in a file, from one start of the server to the next."""
 
 import time
 from logging import Logger
@@ -10,11 +10,11 @@ _EVERY = 60.0  # seconds between two saves
 
 
 class Memory:
-    """Never in the way: whatever goes wrong with the file is a warning, and serving goes on.
+    """Saves and restores the policy. Anything that goes wrong with the file is a warning, and serving continues.
 
     Args:
         path: of the file; "" for none.
-        rank: of the data-parallel engine; each learns for itself, in a file of its own.
+        rank: of the data-parallel engine; each engine learns separately and has a file of its own.
         logger: the engine's.
     """
 
@@ -24,6 +24,7 @@ class Memory:
         self._saved = time.monotonic()
 
     def recall(self, policy: Policy) -> None:
+        """Restore what was learned before, if anything was."""
         if self._path is None or policy.kind is None:
             return
         try:
@@ -34,7 +35,7 @@ class Memory:
             self._logger.warning("Feather starts without experience: %s", error)
 
     def keep(self, policy: Policy, now: bool = False) -> None:
-        """Save, unless it was done less than a minute ago and is not wanted ``now``."""
+        """Save, at most once a minute unless ``now``."""
         if self._path is None or policy.kind is None or not (now or time.monotonic() - self._saved > _EVERY):
             return
         self._saved = time.monotonic()

@@ -69,7 +69,7 @@ def test_it_forms_batches_on_the_toy_engine_and_on_the_modelled_one(at_most):
     run = ModelledEngine(max_batch=16, scheduling="free").run(workload, arm)
     assert run.decode_rows.max() == 4 and run.output_tokens == 24 * 8
 
-    assert rules(network=None)["at most"]().decide is not None
+    assert rules(network=None)["Feather (at most)"]().most == 3
 
 
 def test_arms_of_the_studies_have_valid_options_and_every_policy_one():

@@ -505,3 +505,25 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):
         engine.use_batch(0)
+
+
+def test_a_minute_of_serving_lasts_as_long_as_it_says(tmp_path):
+    from lab.engines.arms import ARMS
+    from lab.studies import tracing
+    from lab.studies.study import Study
+    from lab.workloads import grouped, make_prefixes
+
+    engine = sim(max_batch=8)
+    study = Study("90_test", engine, tmp_path)
+    prefixes = make_prefixes(2, 1024)
+    engine.warm(prefixes)
+    workload = replace(grouped(prefixes, [2000, 2000], 1, decode_tokens=(4, 12)), clients=16)
+    run = engine.run(replace(workload, seconds=5.0), ARMS["FCFS"])
+    assert 5 < run.seconds < 6 and 100 < len(run.first_token) < 4000, "what was sent is answered, the rest is not sent"
+    serving = tracing.serve(study, 2, 1024, (4, 12), requests=200, seconds=5.0)
+    assert "200 requests from 16 clients" in serving.setting
+    tracing.timeline(serving)
+    assert "drawn" in tracing.decided(serving) or "nothing to decide" in tracing.decided(serving)
+    assert tracing.found(serving).startswith("* The trace shows") and len(tracing.in_words(serving)) == 9
+    with pytest.raises(ValueError, match="seconds=0 must be above 0"):
+        replace(workload, seconds=0)

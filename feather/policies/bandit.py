@@ -1,4 +1,4 @@
-"""An online contextual bandit over (b, Δ, w): a table of decode throughput by context and action."""
+"""An online contextual bandit over (b, Δ, w): a table of decode throughput per context and action."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ Context = tuple[int, int, int]
 
 @dataclass
 class Outcome:
-    """What came of one action in one context. Evidence fades, so none of the three need be whole."""
+    """What one action gave in one context. Evidence fades, so the three numbers need not be whole."""
 
     tokens: float = 0.0
     seconds: float = 0.0
@@ -26,7 +26,7 @@ class Outcome:
 
 
 def context(state: BatchState) -> Context:
-    """The state by powers of two: 0, 1, 2-3, 4-7, 8-15 …; and w, of which more than 15 are many, in five."""
+    """The state in powers of two: 0, 1, 2-3, 4-7, 8-15 …; w in five classes, the last for all above 7."""
     return state.batch_size.bit_length(), state.tip_loss.bit_length(), min(state.sharing.bit_length(), 4)
 
 
@@ -34,15 +34,16 @@ def context(state: BatchState) -> Context:
 class Bandit(Policy):
     """Adds or stops, whichever has given the higher decode throughput in this context.
 
-    A candidate that costs no shared prefix is always added. A STOP holds until its batch is gone: with unequal decode
-    lengths a batch drains slowly, and a bandit that is asked again meanwhile, and judges by the next steps, always finds
-    that its last few requests had better be joined by others, which mixes the next batch too. An action that was run for fewer than ``trial`` steps is
-    taken for as good as the best that was seen in any context (optimism in the face of uncertainty, Lai and Robbins
-    1985): STOP is tried where nothing is known, and the other action where the first disappoints. All evidence fades
-    with the time that is decoded, so that the table follows a workload that changes.
+    A candidate that costs no shared prefix is always added. A STOP holds until its batch is gone. With unequal decode lengths
+    a batch drains slowly; a bandit that is asked again meanwhile and judges by the next steps always finds that others should
+    join its last few requests, which mixes the next batch too.
 
-    The reward is the paper's, decode throughput: tokens ÷ seconds of the steps that only decode, from the decision until
-    the last request is gone that was in the batch then.
+    An action that was run for fewer than ``trial`` steps counts as good as the best seen in any context (optimism in the face
+    of uncertainty, Lai and Robbins 1985). So STOP is tried where nothing is known, and the other action where the first
+    disappoints. All evidence fades with decoding time, so that the table follows a workload that changes.
+
+    The reward is the paper's, decode throughput: tokens ÷ seconds of the steps that only decode, from the decision until the
+    last request is gone that was in the batch then.
     """
 
     kind = "feather bandit"
@@ -71,7 +72,7 @@ class Bandit(Policy):
             return
         for state, add in step.decisions:
             if not (add or step.alone):
-                continue  # it is slow, if it is, because of those whom an earlier ADD has left
+                continue  # if it is slow, then because of requests that an earlier ADD has left
             outcome = self.table.setdefault(context(state), {False: Outcome(), True: Outcome()})[add]
             outcome.tokens += step.tokens
             outcome.seconds += step.seconds

@@ -1,4 +1,4 @@
-"""Throughput of late."""
+"""Recent throughput."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Rate:
-    """Tokens ÷ seconds, older steps counting less: to 1/e once ``horizon`` seconds old."""
+    """Tokens ÷ seconds. Older steps count less: 1/e of their weight once ``horizon`` seconds old."""
 
     horizon: float
     tokens: float = 0.0
@@ -18,5 +18,5 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """tok/s; 0 before anything was run"""
+        """tok/s; 0 before the first step"""
         return self.tokens / self.seconds if self.seconds else 0.0

@@ -1,4 +1,4 @@
-"""Every decision and every step's result, as lines of JSON in a file of bounded size."""
+"""A trace of every decision and every step's result: lines of JSON in a file of bounded size."""
 
 import json
 import logging
@@ -11,20 +11,20 @@ from feather.policies.base import BatchState, Policy, Step
 
 
 class Traced(Policy):
-    """A policy whose decisions are written down; otherwise it is that policy.
+    """Writes down what a policy decides; behaves like that policy otherwise.
 
-    One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (never
-    stopping drives), and ``decisions``, those made since the line before as [b, Δ, w, waiting, stragglers, added]. The file
-    holds the last ``megabytes``, half of them perhaps in a second one, with ".1" behind its name.
+    One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (the
+    policy never stops at present), and ``decisions``: those made since the line before, each as [b, Δ, w, waiting, stragglers,
+    added]. The file holds the last ``megabytes``; up to half of them are in a second file, with ".1" after its name.
 
-    Raises OSError where the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
 
     def __init__(self, policy: Policy, path: str, megabytes: int = 64, clock: Callable[[], float] = time.time):
         self.policy = policy
         self._clock = clock
         self._asked: list[list] = []
-        # A logger of its own, in no hierarchy: nothing that the engine configures reaches it.
+        # Used without a logger, so that nothing that the engine configures affects it.
         self._handler = RotatingFileHandler(path, maxBytes=megabytes * 500_000, backupCount=1, encoding="utf-8")
 
     def decide(self, state: BatchState) -> bool:
@@ -62,8 +62,8 @@ class Traced(Policy):
 
 
 def read(path: str) -> list[dict]:
-    """The lines of a trace, the older file first where there are two. Raises ValueError naming the line that is broken; the
-    last one may be, if the server was killed, and is left out."""
+    """The lines of a trace, of the older file first if there are two. Raises ValueError that names a broken line. A broken last line
+    (the server was killed) is left out."""
     lines: list[tuple[str, int, str]] = []
     for name in (f"{path}.1", path):
         try:

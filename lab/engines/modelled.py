@@ -204,6 +204,10 @@ class ModelledEngine:
         found = 0  # tokens in the prefix cache
         delivered = 0.0  # seconds that delivering the last step took
         while pending or scheduler.unfinished:
+            if workload.seconds is not None and self.now - start >= workload.seconds:
+                pending.clear()
+                if not scheduler.unfinished:
+                    break
             while pending and start + pending[0][1].arrival <= self.now and scheduler.unfinished < clients:
                 index, prompt = pending.popleft()
                 if workload.clients is not None:
@@ -239,6 +243,7 @@ class ModelledEngine:
             log.append((timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
             for id_ in sampled:
                 produced[id_].append(self.now - start)
+        workload = replace(workload, prompts=workload.prompts[: len(sent)])
         return self._told(workload, arm, sent, produced, log, found, self.now - start)
 
     def _check(self, workload: Workload) -> None:

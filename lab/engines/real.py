@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +175,10 @@ class RealEngine:
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
+            if workload.seconds is not None and now >= workload.seconds:
+                pending.clear()
+                if not engine.has_unfinished_requests():
+                    break
             while pending and pending[0][1].arrival <= now and len(arrivals) - finished < clients:
                 index, prompt = pending.popleft()
                 request_id = f"{self._runs}-{index}"
@@ -206,6 +210,7 @@ class RealEngine:
                     finished += 1
                     cached += output.num_cached_tokens or 0
         seconds = time.perf_counter() - start
+        workload = replace(workload, prompts=workload.prompts[: len(arrivals)])
         for index, prompt in enumerate(workload.prompts):
             got = len(produced[f"{self._runs}-{index}"])
             if got != prompt.decode_tokens or finished != len(workload.prompts):

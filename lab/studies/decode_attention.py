@@ -138,7 +138,11 @@ class Bench:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-        return graph.replay
+
+        def replay(keep=call) -> None:  # the graph reads buffers that only the call holds: without it they are freed while in use
+            graph.replay()
+
+        return replay
 
     def _timed(self, *calls: Callable) -> list[float]:
         """Seconds that each of the calls takes, one after the other."""

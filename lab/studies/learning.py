@@ -9,8 +9,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from feather.options import Options
-from feather.policies import Bandit, BatchState, Network, NeverStop, Policy
-from feather.policies.network import find_network
+from feather.policies import POLICIES, Bandit, BatchState, Network, NeverStop, Policy
+from lab.engines.arms import of_policy
 from lab.figures import decisions as drawn
 from lab.figures.timelines import over_time as curves_over_time
 from lab.model.formation import Formation, Traffic
@@ -34,6 +34,7 @@ def rules(network: Network) -> dict[str, Callable[[], Policy]]:
     """The policies that are compared, by the names of their arms, each made anew for every run, since some learn. As in all of this file,
     no request is served out of turn for having waited long, and chunks have 512 tokens."""
     alone = {BASE: "never_stop", "Feather (strict stop)": "strict_stop", "Feather (threshold)": "threshold", ALONE: "bandit"}
+    alone |= {of_policy(name).name: name for name in POLICIES if name not in (*alone.values(), "network")}
     made = {label: Options(policy=name, guard=False).make_policy for label, name in alone.items()}
     return {**made, DEFAULT: Options(policy="bandit").make_policy, SHIPPED: lambda: network}
 
@@ -45,7 +46,7 @@ def worlds(device: str) -> dict[str, World]:
 
 def shipped() -> Network:
     """The network that is kept with the artifact."""
-    return Network.read(find_network("rtx-6000-ada-cascade"))
+    return Network.read("rtx-6000-ada-cascade")
 
 
 def trained_on(network: Network) -> pd.DataFrame:

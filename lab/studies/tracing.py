@@ -8,14 +8,12 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from feather.policies import trace
-from lab.engines.arms import ARMS, Arm
+from lab.engines.arms import Arm
 from lab.figures import decisions as drawn
 from lab.figures import timelines
 from lab.studies.stopping import CLIENTS
 from lab.studies.study import Study
-from lab.workloads import Workload, even_sizes, grouped, make_prefixes
-
-_TRIAL = 3  # full batches, before the trace, that tell how many requests fill its time
+from lab.workloads import even_sizes, grouped, make_prefixes
 
 
 @dataclass
@@ -51,26 +49,21 @@ class Serving:
         return self.decisions[self.decisions["loss"] > 0]
 
 
-def serve(study: Study, prefix_groups: int, prefix_tokens: int, decode_tokens: tuple[int, int], seconds: float) -> Serving:
-    """Serve clients in closed loop, twice as many as the batch has rows, with the default options, for about so many seconds, and trace it. How many
-    requests that takes is found by a short run before, which is not traced."""
+def serve(study: Study, prefix_groups: int, prefix_tokens: int, decode_tokens: tuple[int, int], requests: int, seconds: float) -> Serving:
+    """Serve clients in closed loop, twice as many as the batch has rows, with the default options, and trace it, until they have sent so many
+    requests or so many seconds have passed. What was sent by then is answered."""
     engine, prefixes = study.engine, make_prefixes(prefix_groups, prefix_tokens)
-
-    def workload(requests: int, seed: int) -> Workload:
-        made = grouped(prefixes, even_sizes(requests, prefix_groups), seed, decode_tokens=decode_tokens)
-        return replace(made, clients=CLIENTS * engine.max_batch)
-
+    workload = grouped(prefixes, even_sizes(requests, prefix_groups), 1, decode_tokens=decode_tokens)
+    clients = CLIENTS * engine.max_batch
     engine.warm(prefixes)
-    trial = _TRIAL * engine.max_batch
-    requests = max(trial, round(trial * seconds / engine.run(workload(trial, 2), ARMS["Feather"]).seconds))
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "trace.jsonl")
-        engine.run(workload(requests, 1), Arm("Feather, traced", "feather", {"trace": path}))
+        run = engine.run(replace(workload, clients=clients, seconds=seconds), Arm("Feather, traced", "feather", {"trace": path}))
         lines = trace.read(path)
     low, high = decode_tokens
     return Serving(
         study, lines,
-        f"{prefix_groups} prefixes of {prefix_tokens} tokens, {requests} requests from {CLIENTS * engine.max_batch} clients in closed loop, batch "
+        f"{prefix_groups} prefixes of {prefix_tokens} tokens, {len(run.first_token)} requests from {clients} clients in closed loop, batch "
         f"{engine.max_batch}, {low} to {high} decode tokens, the default policy without experience, one run",
     )  # fmt: skip
 

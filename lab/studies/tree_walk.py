@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 
 from feather.cht import ChunkedHashTree
 from feather.hashing import hash_tokens
+from feather.request import Request
 from lab.figures.tree import draw_tree
 
 CHUNK = 4  # tokens
@@ -21,7 +22,7 @@ class Walk:
         self._names = {hash_: text[depth] for name, text in requests.items() for depth, hash_ in enumerate(paths[name])}
         self._ends = {path[-1]: name for name, path in paths.items()}
         for name, path in paths.items():
-            self.tree.insert(name, path)
+            self.tree.insert(Request(name, path))
         rows = (stages + 1) // 2
         self.figure, places = plt.subplots(rows, 2, figsize=(12, 4.2 * rows), squeeze=False)
         plt.close(self.figure)  # shown when it is complete, not with the cell that begins it

@@ -29,12 +29,16 @@ class Workload:
     warm: bool = True
     clients: int | None = None
     """closed loop: so many clients, each sending its next request once its last is answered; None: nobody waits for answers"""
+    seconds: float | None = None
+    """after which nothing more is sent: what was sent until then is answered, the rest is left out; None: all is sent"""
     note: str = ""
     """what was cut, scaled or drawn to make it, for the caption of a figure"""
 
     def __post_init__(self) -> None:
         if self.clients is not None and self.clients < 1:
             raise ValueError(f"clients={self.clients} must be at least 1, or None")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds={self.seconds} must be above 0, or None")
         if not self.prompts:
             raise ValueError("a workload needs at least one prompt")
         before = 0.0
