@@ -498,7 +498,7 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     stopping.chunk_figures(study, drained, sizes)
     stopping.apart_figure(study, parted, sizes)
     stopping.deciders_figure(study, decided, sizes)
-    assert stopping.claim(study, drained).startswith("E9: paper lower; lower; flat, here 1.00 ×")
+    assert "1.00 × [1.00, 1.00], n = 1" in stopping.claim(study, drained)
     told = stopping.found_in_words(drained, parted, decided)
     assert [line.split(".")[0] for line in told.splitlines() if line.startswith("*")] == [
         "* **Order and stopping, 8 tokens each", "* **Order and stopping, 4 to 12 tokens", "* **Who decides", "* **Tree", "* **Chunk size",

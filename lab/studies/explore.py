@@ -277,9 +277,7 @@ def found_in_words(start: Setting, beside: pd.DataFrame) -> str:
     here, there = (beside[f"{name}, over FCFS"].drop("FCFS") for name in ("here", "with vLLM"))
     rows = "\n".join(f"* {name}: {here[name]:.2f}× FCFS here, {there[name]:.2f}× with vLLM's scheduler." for name in here.index)
     fits = does_not_fit(start) or "The KV cache holds all prefixes and a full batch."
-    return f"""## What was found
-
-{headline(start)[0]}, where the sliders start. With vLLM's own scheduler the ratios to FCFS differ from these by at most {(here / there - 1).abs().max():.0%}.
+    return f"""{headline(start)[0]}, where the sliders start. With vLLM's own scheduler the ratios to FCFS differ from these by at most {(here / there - 1).abs().max():.0%}.
 
 {rows}
 

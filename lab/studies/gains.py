@@ -167,7 +167,7 @@ def _spread(values: pd.Series) -> str:
 def found_in_words(found: pd.DataFrame, compared: list[Comparison]) -> str:
     """The result in Markdown, every number of it from the ratios ``found``."""
     at = {(row.claim, row.world): row.median for row in found.itertuples()}
-    lines = ["## What was found", "", "Modelled, by claim:", ""]
+    lines = ["Modelled, by claim:", ""]
     for one in compared:
         whole, left = at[one.claim, "all"], at[one.claim, "all but cascade"]
         alone = {name: at[one.claim, name] for name in WORLDS if name not in ("none of them", "all", "all but cascade")}

@@ -326,9 +326,7 @@ def found_in_words(found: Convergence, results: pd.DataFrame, workloads: int, st
 
     best = at.drop(BASE).idxmax()
     gain = "more than never stopping" if results.loc[best, "low"] > 1 else "not clearly more than never stopping"
-    return f"""## What was found
-
-Modelled:
+    return f"""Modelled:
 
 * **How fast.** With cascade attention the default stays within 5 % of where it ends after {found.stays["cascade"][DEFAULT].median:.0f} virtual seconds, the bandit alone
   after {found.stays["cascade"][ALONE].median:.0f}; never stopping, which learns nothing, takes {found.stays["cascade"][BASE].median:.0f}, the queue's own settling.

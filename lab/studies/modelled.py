@@ -143,9 +143,7 @@ def found_in_words(numbers: pd.DataFrame, steps: pd.DataFrame) -> str:
     cliff, absolute = (without[without["unit"] == unit].iloc[0] for unit in ("×", "tok/s"))
     bound = _unshared_bound()
     held_out = steps[steps["points"] == "held out"]["error"].abs()
-    return f"""## What was found
-
-* **On a CPU**, fitted, the model predicts steps that it has not seen with a mean error of {held_out.mean():.0%} (worst: {held_out.max():.0%}).
+    return f"""* **On a CPU**, fitted, the model predicts steps that it has not seen with a mean error of {held_out.mean():.0%} (worst: {held_out.max():.0%}).
 * **On the GPU**, unfitted, it gives from {off.min():.2f} to {off.max():.2f} times what was published. The largest disagreement is
   “{worst["what"]}” ({worst["source"]}): {worst["modelled"]:.4g} where {worst["published"]:g} {worst["unit"]} were published.
 * **Without cascade attention** it says {absolute["modelled"]:.0f} tok/s for one shared prefix where {absolute["published"]:.0f} were measured,

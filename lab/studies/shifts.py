@@ -148,7 +148,7 @@ def figure(study: Study, times: dict[str, pd.DataFrame], change: Shift) -> None:
 
 def found_in_words(times: dict[str, pd.DataFrame], adapted: pd.DataFrame) -> str:
     """Which side each workload lies on and how long the default took, in Markdown; ``adapted`` from ``recoveries``."""
-    lines = ["## What was found", "", "Modelled:", ""]
+    lines = ["Modelled:", ""]
     for name, part in means(times).groupby(level="shift", sort=False):
         after = part.xs("after", level="phase").iloc[0]
         rule = after["oracle (stop)"] / after["Feather (never stop)"]
