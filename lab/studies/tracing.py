@@ -1,20 +1,83 @@
-"""A decision trace (``feather.policies.trace``) as tables, figures and a few words."""
+"""A decision trace (``feather.policies.trace``): made on an engine or read from a file, as tables, figures and a few words."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 
-from lab.engines.arms import Arm
+from feather.policies import trace
+from lab.engines.arms import ARMS, Arm
+from lab.figures import decisions as drawn
+from lab.figures import timelines
 from lab.studies.stopping import CLIENTS
-from lab.workloads import even_sizes, grouped
+from lab.studies.study import Study
+from lab.workloads import Workload, even_sizes, grouped, make_prefixes
+
+_TRIAL = 3  # full batches, before the trace, that tell how many requests fill its time
 
 
-def serve(engine, prefixes: list, requests: int, decode_tokens: tuple[int, int], path: str) -> None:
-    """Serve clients in closed loop, twice as many as the batch has rows, with the default options, and trace it."""
-    workload = grouped(prefixes, even_sizes(requests, len(prefixes)), 1, decode_tokens=decode_tokens)
-    engine.run(replace(workload, clients=CLIENTS * engine.max_batch), Arm("Feather, traced", "feather", {"trace": path}))
+@dataclass
+class Serving:
+    """What a trace holds."""
+
+    study: Study
+    lines: list[dict]
+    """as ``feather.policies.trace.read`` returns them"""
+    setting: str
+    """where they come from, for the figures"""
+
+    def __post_init__(self) -> None:
+        if not self.lines or not (self.steps["seconds"] > 0).all():
+            raise ValueError(f"the trace has {len(self.lines)} steps, or steps that took no time: it cannot be drawn")
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return frame(self.lines)
+
+    @cached_property
+    def decisions(self) -> pd.DataFrame:
+        return decisions(self.lines)
+
+    @property
+    def shown(self) -> float:
+        """Seconds from the first step to the last."""
+        return float(self.steps["t"].iloc[-1])
+
+    @property
+    def costly(self) -> pd.DataFrame:
+        """The decisions that had something to decide: adding would have cost the batch some of its shared prefix."""
+        return self.decisions[self.decisions["loss"] > 0]
+
+
+def serve(study: Study, prefix_groups: int, prefix_tokens: int, decode_tokens: tuple[int, int], seconds: float) -> Serving:
+    """Serve clients in closed loop, twice as many as the batch has rows, with the default options, for about so many seconds, and trace it. How many
+    requests that takes is found by a short run before, which is not traced."""
+    engine, prefixes = study.engine, make_prefixes(prefix_groups, prefix_tokens)
+
+    def workload(requests: int, seed: int) -> Workload:
+        made = grouped(prefixes, even_sizes(requests, prefix_groups), seed, decode_tokens=decode_tokens)
+        return replace(made, clients=CLIENTS * engine.max_batch)
+
+    engine.warm(prefixes)
+    trial = _TRIAL * engine.max_batch
+    requests = max(trial, round(trial * seconds / engine.run(workload(trial, 2), ARMS["Feather"]).seconds))
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "trace.jsonl")
+        engine.run(workload(requests, 1), Arm("Feather, traced", "feather", {"trace": path}))
+        lines = trace.read(path)
+    low, high = decode_tokens
+    return Serving(
+        study, lines,
+        f"{prefix_groups} prefixes of {prefix_tokens} tokens, {requests} requests from {CLIENTS * engine.max_batch} clients in closed loop, batch "
+        f"{engine.max_batch}, {low} to {high} decode tokens, the default policy without experience, one run",
+    )  # fmt: skip
+
+
+def read(name: str, out: str, path: str) -> Serving:
+    """A trace that a server has written. Raises FileNotFoundError, or ValueError for a file that is damaged or has no step."""
+    return Serving(Study(name, None, out), trace.read(path), f"read from {Path(path).name}")
 
 
 def frame(steps: list[dict]) -> pd.DataFrame:
@@ -30,52 +93,81 @@ def decisions(steps: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([[step["t"], *decision] for step in steps for decision in step["decisions"]], columns=columns)
 
 
-def timeline(table: pd.DataFrame):
-    """Throughput of the steps that only decode; shaded where a policy that stops drove."""
-    figure, axes = plt.subplots(figsize=(9, 3.6))
-    decode = table[table["prefill"] == 0]
-    axes.plot(decode["t"], decode["throughput"], ".", markersize=3)
-    for _, stretch in table.groupby((table["fills"] != table["fills"].shift()).cumsum()):
-        if not stretch["fills"].iloc[0]:
-            axes.axvspan(stretch["t"].iloc[0], stretch["t"].iloc[-1], color="0.85", zorder=0)
-    axes.set(title="Each decode step's throughput", xlabel="seconds", ylabel="tok/s")
-    axes.set_ylim(bottom=0)
-    return figure
-
-
-def decision_map(made: pd.DataFrame):
-    """ADD's share by batch size and loss of prefix, in powers of two, where something could be lost."""
-    costly = made[made["loss"] > 0]
-    buckets = costly.assign(**{name: costly[name].map(lambda value: 2 ** (int(value).bit_length() - 1)) for name in ("batch", "loss")})
-    counts = buckets.groupby(["batch", "loss"])["added"].agg(**{"share of ADD": "mean", "times": "size"}).reset_index()
-    figure, axes = plt.subplots()
-    sns.scatterplot(
-        counts, x="batch", y="loss", hue="share of ADD", size="times", sizes=(30, 300), palette="vlag", hue_norm=(0, 1), ax=axes
+def timeline(serving: Serving) -> None:
+    """Throughput of every step that only decodes, and who drove."""
+    serving.study.figure(
+        timelines.steps(serving.steps),
+        "trace_timeline",
+        f"{serving.shown:.0f} seconds of serving: the stopping policy drove {_drove(serving.steps):.0%} of the time",
+        serving.setting,
+        "Throughput of each step that only decodes. Shaded: the stopping policy drove, on trial or because it had won; elsewhere nothing is stopped.",
+        measured=serving.study.engine is not None,
     )
-    axes.set(title="What was decided", xlabel="requests in the batch (b), at least", ylabel="shared prefix at stake (Δ), chunks, at least")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
-    return figure
 
 
-def in_words(table: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
-    """The minute in a few lines."""
-    decode = table[(table["prefill"] == 0) & table["contended"] & ~table["burst"]]
+def decided(serving: Serving) -> str:
+    """What was decided, as a figure; one line that says so where there was nothing to decide."""
+    costly = serving.costly
+    if costly.empty:
+        return "No candidate cost the batch any shared prefix: there was nothing to decide."
+    serving.study.figure(
+        drawn.asked(serving.decisions),
+        "trace_decisions",
+        f"{len(costly)} of {len(serving.decisions)} decisions put shared prefix at stake; {_stopped(costly):.0%} of them were STOP",
+        f"{serving.setting} · size: how often the context came up · number: share of ADD",
+        "Decisions by batch size and loss of shared prefix.",
+        measured=serving.study.engine is not None,
+    )
+    return f"{len(costly)} decisions are drawn."
 
-    def rate(part: pd.DataFrame) -> str:
-        return f"{part['tokens'].sum() / part['seconds'].sum():.0f} tok/s" if len(part) else "never happened"
 
-    costly = made[made["loss"] > 0]
+def _drove(steps: pd.DataFrame) -> float:
+    """Share of the time that a policy which stops drove."""
+    return float(steps.loc[~steps["fills"].astype(bool), "seconds"].sum() / steps["seconds"].sum())
+
+
+def _stopped(costly: pd.DataFrame) -> float:
+    return float((~costly["added"].astype(bool)).mean())
+
+
+def _rates(steps: pd.DataFrame) -> tuple[float | None, float | None]:
+    """Decode throughput (tok/s) while never stopping drove and while the policy did, over steps without prefill in which more requests were there
+    than fit and which were in no burst; None where there was no such step."""
+    decode = steps[(steps["prefill"] == 0) & steps["contended"] & ~steps["burst"]]
+    parts = [decode[decode["fills"].astype(bool) == fills] for fills in (True, False)]
+    filling, stopping = (float(part["tokens"].sum() / part["seconds"].sum()) if len(part) else None for part in parts)
+    return filling, stopping
+
+
+def in_words(serving: Serving) -> pd.DataFrame:
+    """The trace in a few lines."""
+    steps, costly = serving.steps, serving.costly
+    filling, stopping = (f"{rate:.0f} tok/s" if rate else "never happened" for rate in _rates(steps))
     lines = {
-        "steps, and the time they took": f"{len(table)} in {table['seconds'].sum():.1f} s",
-        "of them with prefill": f"{(table['prefill'] > 0).mean():.0%}",
-        "with more requests than fit": f"{table['contended'].mean():.0%}",
-        "in a burst": f"{table['burst'].mean():.0%}",
-        "decisions; with shared prefix at stake": f"{len(made)}; {len(costly)}",
-        "of the latter STOP": f"{(~costly['added'].astype(bool)).mean():.0%}" if len(costly) else "none",
-        "decode throughput while never stopping drove": rate(decode[decode["fills"]]),
-        "while the policy drove": rate(decode[~decode["fills"].astype(bool)]),
-        "share of time that the policy drove": f"{table.loc[~table['fills'].astype(bool), 'seconds'].sum() / table['seconds'].sum():.1%}",
+        "steps, and the time they took": f"{len(steps)} in {steps['seconds'].sum():.1f} s",
+        "of them with prefill": f"{(steps['prefill'] > 0).mean():.0%}",
+        "with more requests than fit": f"{steps['contended'].mean():.0%}",
+        "in a burst": f"{steps['burst'].mean():.0%}",
+        "decisions; with shared prefix at stake": f"{len(serving.decisions)}; {len(costly)}",
+        "of the latter STOP": f"{_stopped(costly):.0%}" if len(costly) else "none",
+        "decode throughput while never stopping drove": filling,
+        "while the policy drove": stopping,
+        "share of time that the policy drove": f"{_drove(steps):.1%}",
     }
     return pd.DataFrame({"": lines.keys(), "this trace": lines.values()})
+
+
+def found(serving: Serving) -> str:
+    """What the trace shows, in Markdown."""
+    steps = serving.steps
+    filling, stopping = _rates(steps)
+    switches = int((steps["fills"] != steps["fills"].shift()).sum()) - 1
+    if filling and stopping:
+        rates = f"While it drove, a step with more requests than fit decoded {stopping:.0f} tok/s, else {filling:.0f}: {stopping / filling:.2f} times as many."
+    else:
+        rates = "It cannot be compared with never stopping: only one of the two drove while more requests were there than fit."
+    return (
+        f"* The trace shows {serving.shown:.0f} s and {len(steps)} steps. The stopping policy drove {_drove(steps):.1%} of the time; the wheel changed hands "
+        f"{switches} time{'s' * (switches != 1)}.\n* {rates}\n* Of {len(serving.decisions)} decisions {len(serving.costly)} put shared prefix at stake"
+        + (f", and {_stopped(serving.costly):.0%} of those were STOP." if len(serving.costly) else ".")
+    )
