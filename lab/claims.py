@@ -3,7 +3,7 @@
 from lab.book import CLAIMS
 from lab.stats import Ratio
 
-__all__ = ["CLAIMS", "VERDICTS", "verdict"]
+__all__ = ["CLAIMS", "NOISE", "VERDICTS", "verdict"]
 
 VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "modelled only", "not run here")
 
@@ -11,7 +11,7 @@ VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "modelled
 _SHARE_OF_FACTOR = 0.8
 # Two equal arms differ by up to 3.6 % on the machines that runs are kept of ("noise_floor" of benchmarks.policies: 0.9644 as recorded in
 # commit 64d5cd0, 0.9745 in 9b45cde): less than 5 % is no difference, and a verdict that hung on it would be another one in the next run.
-_NOISE = 0.05
+NOISE = 0.05
 
 
 def verdict(claim_id: str, ours: Ratio, backend: str, parts: dict[str, bool] | None = None) -> str:
@@ -33,9 +33,9 @@ def verdict(claim_id: str, ours: Ratio, backend: str, parts: dict[str, bool] | N
             raise ValueError(f"claim {claim_id} is about a {claim.paper!r}: name the parts of it that hold")
         return VERDICTS[0] if all(parts.values()) else VERDICTS[1] if any(parts.values()) else VERDICTS[2]
     if claim.factor == 1:
-        strong, weak = ours.low >= 1 - _NOISE, ours.median >= 1 - _NOISE
+        strong, weak = ours.low >= 1 - NOISE, ours.median >= 1 - NOISE
     else:
-        strong, weak = ours.low >= _SHARE_OF_FACTOR * claim.factor, ours.low > (1 + _NOISE if claim.floor is None else claim.floor)
+        strong, weak = ours.low >= _SHARE_OF_FACTOR * claim.factor, ours.low > (1 + NOISE if claim.floor is None else claim.floor)
     if strong and all((parts or {}).values()):
         return "reproduced"
     return "reproduced in direction" if weak else "not reproduced"

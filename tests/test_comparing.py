@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lab.stats import Ratio
-from lab.studies import comparing, groups, inside, lengths, rates
+from lab.studies import comparing, groups, inside, lengths, rates, words
 from lab.studies.study import Study
 
 SURE, UNSURE = Ratio(1.5, 1.4, 1.6, 5), Ratio(1.5, 0.9, 1.6, 5)
@@ -25,8 +25,8 @@ def runs(throughput, waits, hits=None, **more):
 
 
 def test_a_ratio_within_noise_is_told_as_one():
-    assert comparing.told(SURE) == "1.50×" and comparing.told(UNSURE) == "1.50× (within noise)"
-    assert comparing.gains(SURE) and not comparing.gains(UNSURE) and not comparing.gains(Ratio(0.5, 0.4, 0.6, 5))
+    assert words.told(SURE) == "1.50×" and words.told(UNSURE) == "1.50× (within noise)"
+    assert words.gains(SURE) and not words.gains(UNSURE) and not words.gains(Ratio(0.5, 0.4, 0.6, 5))
 
 
 @pytest.mark.parametrize("values, told", [
@@ -34,7 +34,7 @@ def test_a_ratio_within_noise_is_told_as_one():
     ([1.0, 1.2, 1.18, 1.5], "rise"),
 ])  # fmt: skip
 def test_a_trend_goes_by_more_than_noise(values, told):
-    assert comparing.trend(Ratio(value, value, value, 1) for value in values) == told
+    assert words.trend(Ratio(value, value, value, 1) for value in values) == told
 
 
 def test_the_best_is_neither_the_base_nor_an_oracle():

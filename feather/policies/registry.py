@@ -1,25 +1,22 @@
 """The one list of stopping policies. Options, arms of the studies, training and benchmarks read it.
 
 To add a policy: write its class in a file of this folder (see ``feather.policies.base.Policy``; its own options, if it has
-any, in a dataclass beside it), import it here and add one line to the list.
+any, in a dataclass beside it) and add one line to the list: the file's name, by which users choose it, and the class.
 """
 
 from dataclasses import Field, fields
+from importlib import import_module
 
-from feather.policies.bandit import Bandit
 from feather.policies.base import Policy
-from feather.policies.network import Network
-from feather.policies.never_stop import NeverStop
-from feather.policies.strict_stop import StrictStop
-from feather.policies.threshold import Threshold
 
-POLICIES: dict[str, type[Policy]] = {
-    "never_stop": NeverStop,
-    "threshold": Threshold,
-    "strict_stop": StrictStop,
-    "bandit": Bandit,
-    "network": Network,
+_CLASSES = {
+    "never_stop": "NeverStop",
+    "threshold": "Threshold",
+    "strict_stop": "StrictStop",
+    "bandit": "Bandit",
+    "network": "Network",
 }
+POLICIES: dict[str, type[Policy]] = {name: getattr(import_module(f"feather.policies.{name}"), class_) for name, class_ in _CLASSES.items()}
 """the name that users choose it by → its class"""
 
 

@@ -78,7 +78,6 @@ def named(*names: str) -> list[Arm]:
 
 
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
-AT_SCALE = named("FCFS", "Feather (never stop)", "Feather (threshold)", "Feather (threshold, patient)", "oracle (stop)")
 MAIN = named("FCFS", "Feather (never stop)", "Feather (threshold, patient)")
 APART = named("FCFS", "Feather (never stop)", "arrival order, strict stop", "Feather (strict stop)")
 """Order and stopping, each alone and both together."""

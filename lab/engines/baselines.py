@@ -13,7 +13,6 @@ from vllm.v1.request import Request
 
 from lab.radix import RadixNode, RadixTree
 
-SGLANG_LPM_CUT_OFF = 128  # SGLang 0.5.9, SchedulePolicy._determine_active_policy
 SGLANG_IN_BATCH = 32  # tokens; SGLang 0.5.9, IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD and ..._DEPRIORITIZE_THRESHOLD
 
 

@@ -1,6 +1,6 @@
-"""Policies against FCFS: ratios out of tidy rows, and sentences about them that are true of any run."""
+"""Policies against FCFS: ratios out of tidy rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -8,7 +8,6 @@ from lab.engines import Engine
 from lab.figures.charts import in_order
 from lab.stats import Ratio
 from lab.studies.study import compare
-from lab.studies.words import NOISE, differs
 
 P99 = "time to first token, p99"
 
@@ -52,48 +51,6 @@ def repeats(table: pd.DataFrame) -> int:
     return table["repeat"].nunique()
 
 
-def times(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f}×"
-
-
-def told(ratio: Ratio) -> str:
-    """A ratio, and whether it is one: "1.50×", or "1.01× (within noise)" where it is none."""
-    return times(ratio) if differs(ratio) else f"{times(ratio)} (within noise)"
-
-
-def gains(ratio: Ratio) -> bool:
-    return ratio.median > 1 and differs(ratio)
-
-
-def trend(ratios: Iterable[Ratio]) -> str:
-    """Whether ratios one after the other "rise", "fall", "stay" (all within noise) or "go up and down"."""
-    values = [ratio.median for ratio in ratios]
-    if max(values) - min(values) <= NOISE * values[0]:
-        return "stay"
-    pairs = list(zip(values, values[1:]))
-    if all(after >= (1 - NOISE) * before for before, after in pairs) and values[-1] > values[0]:
-        return "rise"
-    if all(after <= (1 + NOISE) * before for before, after in pairs) and values[-1] < values[0]:
-        return "fall"
-    return "go up and down"
-
-
-def count(number: int, what: str) -> str:
-    """ "1 group", "2 groups"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def listed(parts: Iterable[str]) -> str:
-    """ "a, b and c"."""
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def kernel(engine: Engine) -> str:
     """What a reason says of the attention kernel, where there is a choice."""
     return "" if engine.backend == "cpu" else f" Attention kernel: {engine.kernel}."
-
-
-TRANSIENT = (
-    "**Transient.** A queue that is there at the start and drains is not the steady state of a server: the ratios do not carry over to one."
-)

@@ -10,9 +10,10 @@ import pandas as pd
 from lab import figures
 from lab.engines.arms import MAIN_ARMS
 from lab.studies import comparing, words
-from lab.studies.comparing import over, times, told
+from lab.studies.comparing import over
 from lab.studies.evaluation import over_workload, scaled
 from lab.studies.study import Study
+from lab.studies.words import times, told
 from lab.workloads import samples
 from lab.workloads.documents import Document, Reading, read_leval, read_longbench
 from lab.workloads.sources import locate
@@ -165,5 +166,5 @@ def found(data: Datasets, documents: pd.DataFrame, trace: pd.DataFrame) -> str:
         "**Samples.** The data sets are not here: these are made-up ones of the same form, and say nothing of E11." if data.missing else "",
         f"**{data.documents_name}.** {both(documents)} {100 * shared['documents']:.0f} % of the prompt tokens come from the cache.",
         f"**{data.trace_name}.** {both(trace)} {100 * shared['trace']:.0f} % of the prompt tokens come from the cache. {sharing(data.trace)}.",
-        comparing.TRANSIENT + " Nor are the trace's, which comes faster than it can be served.",
+        words.TRANSIENT + " Nor are the trace's, which comes faster than it can be served.",
     ])  # fmt: skip

@@ -8,9 +8,10 @@ import pandas as pd
 from lab import figures
 from lab.stats import Ratio
 from lab.studies import comparing, words
-from lab.studies.comparing import count, listed, over, times, told, trend
+from lab.studies.comparing import over
 from lab.studies.evaluation import over_groups, without_sharing
 from lab.studies.study import Study
+from lab.studies.words import count, listed, times, told, trend
 
 _HELD = 0.97  # prompt tokens found in the prefix cache where it holds all prefixes: what is left are the requests' own
 
@@ -164,7 +165,7 @@ def found(table: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> s
         f"**Unequal lengths.** {policy} over FCFS: {told(over(cases, policy, case=unequal))} with {unequal}, "
         f"{told(over(cases, policy, case=equal))} with {equal}.",
         f"**Nothing shared.** Feather's throughput over FCFS's on prompts that share nothing: {over(unshared, 'Feather')}.",
-        comparing.TRANSIENT,
+        words.TRANSIENT,
     ])  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def _worth_more(apart: Ratio) -> str:
 def _finding(table: pd.DataFrame) -> str:
     few = min(table["groups"])
     policy, where, ratio = comparing.best(table, "groups")
-    if not comparing.gains(ratio):
+    if not words.gains(ratio):
         return f"No policy gains over FCFS beyond noise: at most {times(ratio)}, {policy} at {count(where, 'prefix group')}"
     more = "" if where == few else f" ({times(over(table, policy, groups=few))} at {few})"
     waits = over(table, policy, metric=comparing.P99, groups=where)

@@ -11,9 +11,10 @@ from lab import figures
 from lab.engines.arms import MAIN, SGLANG_ARMS, Arm
 from lab.stats import Ratio
 from lab.studies import comparing, scale, words
-from lab.studies.comparing import over, times, told
+from lab.studies.comparing import over
 from lab.studies.evaluation import over_chunk_sizes
 from lab.studies.study import Condition, Study, compare
+from lab.studies.words import times, told
 from lab.workloads import make_prefixes
 
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
@@ -198,8 +199,8 @@ def found(streamed: pd.DataFrame, queued: pd.DataFrame, sizes: pd.DataFrame) -> 
         f"{told(over(drawn, DFS, inside='sglang'))}.",
         f"**The kernel.** With equal lengths the threshold rule over FCFS: {both(queued, RULE, lengths=EQUAL)} under the paged kernel, "
         f"{both(queued, RULE, lengths=CASCADE)} under the cascade kernel.",
-        f"**Chunk size.** The worst is {comparing.count(size, 'token')}: {told(worst)} over chunks of 512.",
-        comparing.TRANSIENT,
+        f"**Chunk size.** The worst is {words.count(size, 'token')}: {told(worst)} over chunks of 512.",
+        words.TRANSIENT,
     ])  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from lab import figures
 from lab.engines.arms import named
 from lab.stats import Ratio
 from lab.studies import comparing, words
-from lab.studies.comparing import listed, over, times, told, trend
+from lab.studies.comparing import over
 from lab.studies.scale import check_axes, measured, sweep
 from lab.studies.study import Study
+from lab.studies.words import listed, times, told, trend
 
 PREFIX, DECODE = "prefix_tokens", "decode_tokens"
 
@@ -89,7 +90,7 @@ def found(prefixes: pd.DataFrame, answers: pd.DataFrame, judged: str) -> str:
         _found("Prefix.", prefixes, judged, PREFIX, "prefix tokens"),
         _found("Answers.", answers, judged, DECODE, "decode tokens"),
         f"**The second best** at {longest} decode tokens is {second}; {judged} over it: {told(ratio)}.",
-        comparing.TRANSIENT,
+        words.TRANSIENT,
     ])  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from lab.engines.arms import named
 from lab.llm import MODELS
 from lab.stats import Ratio
 from lab.studies import comparing, words
-from lab.studies.comparing import listed, over, times, told, trend
+from lab.studies.comparing import over
 from lab.studies.scale import sweep
 from lab.studies.study import Study
+from lab.studies.words import listed, times, told, trend
 
 
 def over_models(study: Study, models: Sequence[str], arms: Sequence[str], repeats: int, **setting) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def found(table: pd.DataFrame, judged: str) -> str:
             "Under FCFS the KV cache overflows on " + listed(crowded) + ": " + listed(
                 f"{100 * hits['FCFS', model]:.0f} % of {model}'s prompt tokens come from the cache under FCFS, {100 * hits[judged, model]:.0f} % under {judged}"
                 for model in crowded) + "." if crowded else "No model's KV cache overflows under FCFS."),
-        comparing.TRANSIENT,
+        words.TRANSIENT,
     ])  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from lab import figures
 from lab.engines.arms import ARMS, named
 from lab.stats import Ratio
 from lab.studies import comparing, words
-from lab.studies.comparing import listed, over, times, told
+from lab.studies.comparing import over
 from lab.studies.scale import check_axes, measured, sweep
 from lab.studies.study import Study
+from lab.studies.words import listed, times, told
 
 PATIENT, FLOORLESS, BANDIT = "Feather (threshold, patient)", "Feather (threshold, patient, no floor)", "Feather (bandit alone, patient)"
 FROM_BACKLOG = ("FCFS", "Feather", PATIENT, FLOORLESS, BANDIT, "oracle (stop)")
@@ -149,7 +150,7 @@ def found(table: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame
 
 def _finding(table: pd.DataFrame, capacity: float) -> str:
     policy, rate, ratio = comparing.best(table, RATE)
-    if not comparing.gains(ratio):
+    if not words.gains(ratio):
         return f"When requests arrive one by one no policy gains over FCFS: at most {times(ratio)}, up to {max(table[RATE]) / capacity:.1f} times its capacity"
     waits: Ratio = over(table, policy, metric=comparing.P99, requests_per_s=rate)
     return f"{policy} gives {times(ratio)} FCFS's throughput at {rate / capacity:.1f} times its capacity; p99 time to first token is {times(waits)}"

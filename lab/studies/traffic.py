@@ -6,9 +6,10 @@ from lab import figures
 from lab.engines.arms import named
 from lab.stats import Ratio
 from lab.studies import words
-from lab.studies.comparing import over, times
+from lab.studies.comparing import over
 from lab.studies.scale import sweep
 from lab.studies.study import Study, compare, overview
+from lab.studies.words import times
 
 MOVED = ["DRAM traffic", "DRAM bandwidth", "KV from DRAM", "KV read by the cores"]
 

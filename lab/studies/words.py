@@ -1,11 +1,13 @@
 """How ratios are told in sentences that have to be true of any run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from lab.claims import NOISE
 from lab.stats import Ratio
 
-NOISE = 0.05
-"""Two equal arms differ by less than this (``lab.claims``): smaller differences are told as none."""
+TRANSIENT = (
+    "**Transient.** A queue that is there at the start and drains is not the steady state of a server: the ratios do not carry over to one."
+)
 
 
 def differs(ratio: Ratio) -> bool:
@@ -38,6 +40,43 @@ def loss(ratio: Ratio) -> str:
     if lost < 0.005:
         return "nothing"
     return f"{100 * lost:.0f} %" if shows(ratio) else "nothing that shows"
+
+
+def times(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f}×"
+
+
+def told(ratio: Ratio) -> str:
+    """A ratio, and whether it is one: "1.50×", or "1.01× (within noise)" where it is none."""
+    return times(ratio) if differs(ratio) else f"{times(ratio)} (within noise)"
+
+
+def gains(ratio: Ratio) -> bool:
+    return ratio.median > 1 and differs(ratio)
+
+
+def trend(ratios: Iterable[Ratio]) -> str:
+    """Whether ratios one after the other "rise", "fall", "stay" (all within noise) or "go up and down"."""
+    values = [ratio.median for ratio in ratios]
+    if max(values) - min(values) <= NOISE * values[0]:
+        return "stay"
+    pairs = list(zip(values, values[1:]))
+    if all(after >= (1 - NOISE) * before for before, after in pairs) and values[-1] > values[0]:
+        return "rise"
+    if all(after <= (1 + NOISE) * before for before, after in pairs) and values[-1] < values[0]:
+        return "fall"
+    return "go up and down"
+
+
+def count(number: int, what: str) -> str:
+    """ "1 group", "2 groups"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """ "a, b and c"."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def percent(share: float) -> str:
