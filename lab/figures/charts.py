@@ -212,13 +212,15 @@ def log_lines(table: pd.DataFrame, facets: list[tuple], y: str, ylabel: str):
     return figure
 
 
-def bars(table: pd.DataFrame, metric: str, xlabel: str):
-    """A bar per policy: the median of ``metric`` over the repeats, logarithmic, with its number."""
+def bars(table: pd.DataFrame, metric: str, xlabel: str, scale: str = "log"):
+    """A bar per policy (or "policy, what tells it apart"): the median of ``metric`` over the repeats with its number; ``scale``: "log" or "linear"."""
     medians = of_metric(table, metric).groupby("policy")["value"].median().sort_values(ascending=False)
     figure, axes = plt.subplots()
-    drawn = axes.barh(medians.index, medians, color=[colours().get(policy, "0.6") for policy in medians.index])
+    drawn = axes.barh(
+        medians.index, medians, color=[colours().get(policy, colours().get(policy.rsplit(", ", 1)[0], "0.6")) for policy in medians.index]
+    )
     axes.bar_label(drawn, [f"{float(f'{value:.3g}'):g}" for value in medians], padding=3)
-    axes.set(xlabel=xlabel, xscale="log", xlim=(medians.min() / 2, medians.max() * 4))
+    axes.set(xlabel=xlabel, xscale=scale, xlim=(medians.min() / 2, medians.max() * 4) if scale == "log" else (0, medians.max() * 1.2))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.grid(axis="y", visible=False)

@@ -116,7 +116,7 @@ def over_levels(table: pd.DataFrame, cascade: bool = False) -> Shape:
         told += f" Cascade attention covers only what all requests share, of {levels[-1]} levels the first."
     parts = {"the same within 10 % from 2 levels on": abs(later.median - 1) < 0.1, "and at 1": abs(first.median - 1) < 0.1}
     finding = (
-        f"Levels of the prefix tree do not matter: {words.change(ratio(levels[-1], levels[0]))} from {levels[0]} to {levels[-1]}"
+        f"Levels of the prefix tree change less than 10 %: {words.change(ratio(levels[-1], levels[0]))} from {levels[0]} to {levels[-1]}"
         if all(parts.values())
         else f"Decode throughput: {words.change(ratio(levels[1], levels[0]))} from {levels[0]} level to {levels[1]}, "
         f"{words.change(ratio(levels[-1], levels[1]))} from there to {levels[-1]}"

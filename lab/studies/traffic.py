@@ -39,15 +39,16 @@ def against_packed(rows: pd.DataFrame, judged: str) -> Ratio:
 
 
 def draw(study: Study, rows: pd.DataFrame, judged: str, repeats: int) -> None:
-    data = rows.assign(policy=rows["policy"] + ", " + rows["kernel"])
+    data = rows.assign(policy=rows["policy"] + ", " + rows["kernel"] + " attention")
     study.figure(
-        figures.bars(data, "DRAM traffic", "GB read from DRAM for the whole queue, logarithmic"),
+        figures.bars(data, "DRAM traffic", "GB read from DRAM for the whole queue", scale="linear"),
         "e8_memory_traffic",
         f"{judged} saves traffic: FCFS reads {times(saved(rows, judged))} as much" if saved(rows, judged).median > 1 else
         f"{judged} saves no traffic: FCFS reads {times(saved(rows, judged))} as much",
         f"the same requests, all there at the start; {figures.spread(repeats)}",
         "DRAM traffic of a full queue under FCFS and a stopping rule with cascade attention, and under FCFS with a prefix-packed kernel (E7, E8).",
         rows=rows,
+        kernel=False,
     )  # fmt: skip
 
 
