@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sglang.srt import server_args as server_args_module
@@ -15,7 +16,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from feather.former import Formed
 from feather.memory import Memory
 from feather.options import Options
-from feather.sglang.schedule_policy import FeatherSchedulePolicy, Verdict
+from feather.sglang.schedule_policy import FeatherSchedulePolicy, Verdict, is_gone
 from feather.sglang.supported import POLICY
 
 logger = logging.getLogger(__name__)
@@ -85,10 +86,13 @@ class FeatherSglangScheduler(Scheduler):
         )
         sign = (1 if self.schedule_low_priority_values_first else -1) if self.enable_priority_scheduling else None
 
-        def busy() -> bool:
-            return bool(self.running_batch.reqs) or self.chunked_req is not None
+        return FeatherSchedulePolicy(former, options.chunk_size, self.running_requests, sign, options.decision_budget)
 
-        return FeatherSchedulePolicy(former, options.chunk_size, busy, sign, options.decision_budget)
+    def running_requests(self) -> set[Req]:
+        """What runs. SGLang leaves the last prefill out of its running batch until the next step, and a chunked prompt until its end."""
+        batches = [batch.reqs for batch in (self.running_batch, self.last_batch) if batch is not None]
+        chunked = [] if self.chunked_req is None else [self.chunked_req]
+        return {request for request in chain(chunked, *batches) if not is_gone(request)}
 
     def get_next_batch_to_run(self) -> ScheduleBatch | None:
         if not isinstance(self.policy, FeatherSchedulePolicy):
