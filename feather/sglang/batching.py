@@ -16,7 +16,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from feather.former import Formed
 from feather.memory import Memory
 from feather.options import Options
-from feather.sglang.schedule_policy import FeatherSchedulePolicy, Verdict, is_gone
+from feather.sglang.schedule_policy import FeatherSchedulePolicy, Verdict
 from feather.sglang.supported import POLICY
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,10 @@ class FeatherSglangScheduler(Scheduler):
         self.schedule_policy = "fcfs"
         super().init_schedule_policy()  # sets up other things too, and gives the policy to fall back to
         self._own_policy, self.schedule_policy = self.policy, POLICY
-        self.policy = self.make_feather_policy(self.feather_options)
+        options = self.feather_options.for_rank(self.dp_rank or 0)
+        self.policy = self.make_feather_policy(options)
         setattr(self.tree_cache, SEAT, self.policy)
-        self._memory = Memory(self.feather_options.checkpoint, self.dp_rank or 0, logger)
+        self._memory = Memory(options.checkpoint, logger)
         self._memory.recall(self.policy.former.policy)
         self._steps: deque[_StepInFlight] = deque(maxlen=_MOST)
         self._last_result = float("-inf")
@@ -89,10 +90,11 @@ class FeatherSglangScheduler(Scheduler):
         return FeatherSchedulePolicy(former, options.chunk_size, self.running_requests, sign, options.decision_budget)
 
     def running_requests(self) -> set[Req]:
-        """What runs. SGLang leaves the last prefill out of its running batch until the next step, and a chunked prompt until its end."""
+        """What runs. SGLang leaves the last prefill out of its running batch until the next step, and a chunked prompt until its end; and
+        keeps in its batches for a while what has finished, is to be aborted or was retracted."""
         batches = [batch.reqs for batch in (self.running_batch, self.last_batch) if batch is not None]
-        chunked = [] if self.chunked_req is None else [self.chunked_req]
-        return {request for request in chain(chunked, *batches) if not is_gone(request)}
+        found = chain(*batches, [] if self.chunked_req is None else [self.chunked_req])
+        return {request for request in found if not (request.finished() or request.to_finish is not None or request.is_retracted)}
 
     def get_next_batch_to_run(self) -> ScheduleBatch | None:
         if not isinstance(self.policy, FeatherSchedulePolicy):
@@ -118,7 +120,7 @@ class FeatherSglangScheduler(Scheduler):
         seconds = now - max(step.start, self._last_result)
         self._last_result = now
         self.policy.ran(step.formed, tokens, seconds, step.prefill_tokens)
-        self._memory.keep(self.policy.former.policy)
+        self._memory.keep(self.policy.former.policy, idle=not (self.waiting_queue or self.running_requests()))
 
     def _fall_back(self, failure: str) -> None:
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)

@@ -32,12 +32,12 @@ class FeatherSchedulePolicy:
     """Takes the place of SGLang's ``SchedulePolicy``.
 
     A request's id is SGLang's request object itself, because SGLang's own ids come from clients. A request runs from the moment that
-    the adder takes it until it waits again or the engine no longer has it (see ``is_gone``), for whatever reason.
+    the adder takes it until it waits again or the engine no longer runs it, for whatever reason.
 
     Args:
         former: forms the batches; not shared.
         chunk_size: tokens per chunk of the tree.
-        running: gives the requests that the engine runs at present, or will in its next step, those that are gone left out.
+        running: gives the requests that the engine runs, those left out that it has not cleared away yet.
         priority_sign: 1 if the least number is the best priority, -1 if the greatest is, None without priorities.
         decision_budget: seconds that a decision may take; see ``Admission``.
     """
@@ -155,11 +155,6 @@ class FeatherSchedulePolicy:
     def _insert(self, request: Req) -> None:
         priority = 0 if self._sign is None else self._sign * request.priority
         self.admission.insert(Request(request, prompt_path(request, self._chunk_size), priority))
-
-
-def is_gone(request: Req) -> bool:
-    """Whether a request runs no more, though SGLang still keeps it in a batch: it has finished, is to be aborted, or was retracted."""
-    return request.finished() or request.to_finish is not None or request.is_retracted
 
 
 def prompt_path(request: Req, chunk_size: int) -> Sequence[Hashable]:
