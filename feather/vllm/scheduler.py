@@ -14,7 +14,8 @@ from vllm.v1.request import Request
 
 from feather.memory import Memory
 from feather.options import Options
-from feather.vllm.metrics import Report
+from feather.report import Report
+from feather.vllm.metrics import add_to
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 from feather.vllm.steps import StepsInFlight
@@ -76,8 +77,11 @@ class FeatherScheduler(AsyncScheduler):
         if queue.failure is not None:
             self._fall_back(queue.failure)
             return super().schedule(*args, **kwargs)
-        start = self.clock()
+        start, stops = self.clock(), queue.stops
         output = super().schedule(*args, **kwargs)
+        if queue.stops > stops:
+            # vLLM takes a queue that is left over for a lack of capacity, and then no longer keeps prefills to every n-th step.
+            self.prefill_capacity_bound = False
         self._steps.formed(output, queue.formed(), start)
         return output
 
@@ -102,7 +106,7 @@ class FeatherScheduler(AsyncScheduler):
         stats = super().make_stats(*args, **kwargs)
         queue = self.waiting if isinstance(self.waiting, FeatherQueue) else None
         if stats is not None and (self.fallback or queue is not None):
-            self._report.add_to(stats, queue)
+            add_to(stats, self._report.numbers(None) if queue is None else self._report.numbers(queue.admission, queue.oldest_wait()))
         return stats
 
     def _fall_back(self, failure: str) -> None:

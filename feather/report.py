@@ -1,0 +1,64 @@
+"""What a server tells its operator about Feather: metrics for Prometheus, which an adapter shows on its engine's own endpoint, with that
+engine's prefix and labels."""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from feather.admission import Admission
+
+GAUGES = {
+    "batch_homogeneity": "1 - distinct / all prompt chunks of the running requests: 0 where none is shared, near 1 where many share all.",
+    "tip_tokens": "Tokens of prompt, in whole chunks, that all running requests share.",
+    "oldest_wait_seconds": "How long ago the request that is first in the queue arrived.",
+}
+COUNTERS = {
+    "decisions": "Decisions about the next request, or that there be none.",
+    "stops": "Decisions to run the batch as it stands although requests wait.",
+    "fallbacks": "Times that Feather failed and the engine's own queue took over.",
+}
+_SECONDS = "decision_seconds"
+_BUCKETS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+
+
+class Report:
+    """The numbers of one scheduler; counts are of what has happened since it was asked last."""
+
+    def __init__(self, chunk_size: int):
+        self._chunk_size = chunk_size
+        self._told = dict.fromkeys((*COUNTERS, _SECONDS), 0.0)
+
+    def numbers(self, admission: Admission | None, oldest_wait: float = 0.0) -> dict[str, float]:
+        """By the names of the metrics. ``admission`` is None once Feather has failed. ``oldest_wait``: seconds."""
+        totals, state = {"fallbacks": float(admission is None)}, dict.fromkeys(GAUGES, 0.0)
+        if admission is not None:
+            former = admission.former
+            totals |= {"decisions": former.decisions, "stops": admission.stops, _SECONDS: admission.decision_seconds}
+            state = {"batch_homogeneity": former.tree.homogeneity, "tip_tokens": former.tree.tip_depth * self._chunk_size,
+                     "oldest_wait_seconds": oldest_wait}  # fmt: skip
+        news = {name: total - self._told[name] for name, total in totals.items()}
+        self._told |= totals
+        return news | state
+
+
+def registered(prometheus: ModuleType, prefix: str, labels: Sequence[str]) -> dict[str, Any]:
+    """The metrics by name, made by ``prometheus_client``. Those of an engine before this one are replaced."""
+    registry = prometheus.REGISTRY
+    for collector in list(registry._collector_to_names):
+        if getattr(collector, "_name", "").startswith(prefix):
+            registry.unregister(collector)
+    made = {name: prometheus.Gauge(prefix + name, text, labels, multiprocess_mode="mostrecent") for name, text in GAUGES.items()}
+    made |= {name: prometheus.Counter(prefix + name, text, labels) for name, text in COUNTERS.items()}
+    text = "Time that the decisions of one scheduling step took."
+    return {**made, _SECONDS: prometheus.Histogram(prefix + _SECONDS, text, labels, buckets=_BUCKETS)}
+
+
+def show(metrics: Mapping[str, Any], numbers: Mapping[str, float], labels: Mapping[str, Any]) -> None:
+    """Numbers of a step on the metrics; all are shown from the first step on."""
+    of = {name: metric.labels(**labels) for name, metric in metrics.items()}
+    for name in GAUGES:
+        of[name].set(numbers[name])
+    for name in COUNTERS:
+        of[name].inc(numbers.get(name, 0))
+    if numbers.get("decisions"):
+        of[_SECONDS].observe(numbers[_SECONDS])
