@@ -205,27 +205,21 @@ def test_vllm(tmp_path, mode):
 if feather.sglang.missing() is None:
     from sglang.srt.environ import envs
     from sglang.srt.managers.io_struct import AbortReq
-    from sglang_modelless import Driver, make_request, make_scheduler
-
-    from feather.sglang import install
+    from sglang_modelless import Driver, has_row, make_request, make_scheduler, retract, retractions, tell_rejected
 
 needs_sglang = pytest.mark.skipif(feather.sglang.missing() is not None, reason=feather.sglang.missing() or "")
 
 
 def sglang(options, queued=None, **settings):
     """A scheduler, its driver, and the set of ids that it turned away."""
-    install(OPTIONS[options])
-    scheduler, rejected = make_scheduler(**settings), set()
+    scheduler, rejected = make_scheduler(OPTIONS[options], **settings), set()
     scheduler.max_queued_requests = queued
-    scheduler.send_to_tokenizer = SimpleNamespace(send_output=lambda output, *_: rejected.add(output.rid))
-    driver = Driver(scheduler)
-    scheduler.result_queue = driver.results
-    return scheduler, driver, rejected
+    tell_rejected(scheduler, rejected.add)
+    return scheduler, Driver(scheduler), rejected
 
 
 def runs(request):
-    """SGLang's own account: a row of its pool is a running request's from its first step to its last, and no other's."""
-    return request.req_pool_idx is not None and not request.finished() and request.to_finish is None
+    return has_row(request) and not request.finished() and request.to_finish is None
 
 
 class PlaySglang(Play):
@@ -288,20 +282,11 @@ class PlaySglang(Play):
         self.alive = [request for request in self.alive if not request.finished() and request.rid not in self.rejected]
         assert policy.former.running == set(admission.running) == {request for request in self.alive if runs(request)}
         assert admission.waiting | admission.aside == set(scheduler.waiting_queue)
-        self.retractions = max([self.retractions, *(request.retraction_count for request in self.alive)])
+        self.retractions = max([self.retractions, *map(retractions, self.alive)])
 
     def end(self):
         self.driver.run()
         forgotten(self.scheduler)
-
-
-def retract(scheduler, place=0):
-    batch, victim = scheduler.running_batch, scheduler.running_batch.reqs[place]
-    batch.release_req(place, len(batch.reqs) - 1, scheduler.server_args)
-    batch.filter_batch(keep_indices=[other for other in range(len(batch.reqs)) if other != place])
-    batch.batch_is_full = False
-    scheduler._add_request_to_queue(victim, is_retracted=True)
-    return victim
 
 
 def forgotten(scheduler):
