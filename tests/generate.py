@@ -28,15 +28,21 @@ def main(arguments: dict) -> None:
     for number in range(24):
         prompts.append({"prompt_token_ids": prefixes[number % 4] + [rng.randrange(10, 32_000) for _ in range(8)]})
         params.append(SamplingParams(temperature=0, max_tokens=rng.randrange(1, 24), ignore_eos=True, detokenize=False))
+    scheduler, told = llm.llm_engine.engine_core.engine_core.scheduler, []
+    if hasattr(scheduler, "_is_feather"):
+        ran = scheduler.waiting.former.ran
+        scheduler.waiting.former.ran = lambda formed, *step: (told.append(step), ran(formed, *step))
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    drafts = [metric for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"] if speculative else []
+    counts = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")} if speculative else {}
     found = {
         "scheduler": type(scheduler).__name__,
         "left": scheduler.get_num_unfinished_requests(),
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "wanted": [one.max_tokens for one in params],
-        "drafts": sum(metric.value for metric in drafts),
+        "drafts": counts.get("vllm:spec_decode_num_draft_tokens", 0),
+        "accepted": counts.get("vllm:spec_decode_num_accepted_tokens", 0),
+        "rewarded tokens": sum(tokens for tokens, _, _ in told),
+        "rewarded decode steps": [tokens for tokens, _, prefill in told if not prefill],
     }
     print(json.dumps(found))
 

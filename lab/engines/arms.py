@@ -12,8 +12,9 @@ class Arm:
 
     name: str
     kind: str
-    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy of SGLang's over a radix tree, inside vLLM), "block table",
-    "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
+    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy over a radix tree, as in SGLang, inside vLLM), "block table",
+    "window" (a bounded look ahead), "feather", "published" (a rule of the paper's authors in our tree), or "sglang" (a policy of SGLang's inside
+    SGLang). Names are those of the engine that an arm runs in."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +46,17 @@ ARMS = {
         Arm("LPM", "radix", {"policy": "lpm"}),
         Arm("DFS-weight", "radix", {"policy": "dfs-weight"}),
         Arm("block table", "block table"),
+        # What a user would try today, each with its source in docs/peers.md.
+        Arm("HRRN", "radix", {"policy": "hrrn"}),
+        Arm("shortest prefill first", "radix", {"policy": "shortest-prefill-first"}),
+        Arm("LPM, ageing", "radix", {"policy": "lpm, ageing", "ageing": 256}),
+        Arm("k-LPM", "radix", {"policy": "k-lpm", "k": 4}),
+        Arm("admission window", "window", {"window": 32}),
+        # What the paper's authors published.
+        Arm("authors' rule", "published", {"rule": "rule"}),
+        Arm("authors' bandit", "published", {"rule": "bandit"}),
+        Arm("authors' radix cost", "published", {"rule": "radix cost"}),
+        Arm("authors' plain CHT", "published", {"rule": "plain CHT"}),
     )
 }
 """inside vLLM"""
@@ -67,6 +79,9 @@ SGLANG_ARMS = {
         Arm("LPM", "sglang", {"policy": "lpm"}),  # order of arrival while more than 128 requests wait
         Arm("LPM, no cut-off", "sglang", {"policy": "lpm", "cut_off": False}),
         Arm("DFS-weight", "sglang", {"policy": "dfs-weight"}),
+        Arm("HRRN", "sglang", {"policy": "hrrn"}),  # these two since 0.5.23; HRRN with the same cut-off as LPM
+        Arm("HRRN, no cut-off", "sglang", {"policy": "hrrn", "cut_off": False}),
+        Arm("shortest prefill first", "sglang", {"policy": "shortest-prefill-first"}),
     )
 }
 """inside SGLang"""
@@ -76,6 +91,9 @@ def named(*names: str) -> list[Arm]:
     """Arms inside vLLM by their names. Raises KeyError for one that there is not."""
     return [ARMS[name] for name in names]
 
+
+PEERS = named("HRRN", "shortest prefill first", "LPM", "LPM, ageing", "k-LPM", "admission window")
+PUBLISHED = named("authors' rule", "authors' bandit", "authors' radix cost", "authors' plain CHT")
 
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 MAIN = named("FCFS", "Feather (never stop)", "Feather (threshold, patient)")

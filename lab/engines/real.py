@@ -38,6 +38,9 @@ class RealEngine:
     """path of a model with real weights, instead of ``model``"""
     cascade: bool = False
     """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
+    drafts: int = 0
+    """tokens that a row is given as a draft in each step, found by n-grams in its own context and verified by the model; ``use_drafts`` switches
+    them between runs"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
@@ -89,6 +92,9 @@ class RealEngine:
                     f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens"
                 )
             options["num_gpu_blocks_override"] = self.kv_tokens // self.block_size
+        if self.drafts:
+            n_grams = {"method": "ngram", "num_speculative_tokens": self.drafts, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+            options["speculative_config"] = n_grams
         with tempfile.TemporaryDirectory() as folder:
             self.llm = LLM(
                 model=self.weights or str(shape.write(Path(folder))),
@@ -108,6 +114,7 @@ class RealEngine:
         self.scheduler = core.scheduler
         self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
         self._runner = core.model_executor.driver_worker.worker.model_runner
+        self._propose = self._runner.drafter.propose if self.drafts else None
         self._watch_cascade()
         self.use_cascade(self.cascade)
 
@@ -138,6 +145,13 @@ class RealEngine:
                 "cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')"
             )
         self._runner.cascade_attn_enabled = self.cascade = on
+
+    def use_drafts(self, on: bool) -> None:
+        """Drafts for the runs to come, or not. Raises ValueError for an engine that was made without."""
+        if on and not self.drafts:
+            raise ValueError("use_drafts(True): this engine was made with drafts=0")
+        if self.drafts:
+            self._runner.drafter.propose = self._propose if on else lambda count, sampled, *rest, **named: [[] for _ in sampled]
 
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
@@ -171,7 +185,7 @@ class RealEngine:
         arrivals: dict[str, float] = {}
         finished = cached = 0
         clients = workload.clients or len(pending)
-        step_seconds, neighbours, cascade = [], [], []
+        step_seconds, step_tokens, neighbours, cascade = [], [], [], []
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
@@ -202,6 +216,7 @@ class RealEngine:
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
                 step_seconds.append(ended - began)
+                step_tokens.append(sum(len(output.outputs[0].token_ids) for output in outputs))
                 neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
                 cascade.append(self._cascaded)
             for output in outputs:
@@ -236,4 +251,5 @@ class RealEngine:
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
             stopped_steps=sum(step.stopped for step in steps),
+            step_tokens=np.array(step_tokens),
         )

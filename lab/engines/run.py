@@ -51,6 +51,8 @@ class Run:
     """of cached blocks"""
     stopped_steps: int = 0
     """that left requests waiting although more could have run"""
+    step_tokens: np.ndarray | None = None
+    """output tokens per engine step, where a row may give several (accepted drafts); None: a decoding row gives one"""
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
@@ -72,7 +74,8 @@ class Run:
             found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")
             found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
         if decode.any():
-            found["decode throughput"] = (self.decode_rows[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
+            tokens = self.decode_rows if self.step_tokens is None else self.step_tokens
+            found["decode throughput"] = (tokens[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
             found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
             found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
             found["groups per batch"] = (self.groups[decode].mean(), "groups")
@@ -85,7 +88,8 @@ def joined(runs: list[Run]) -> Run:
     kind, fields = type(runs[0]), {}
     for name in kind.__dataclass_fields__:
         values = [getattr(run, name) for run in runs]
-        fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
+        if values[0] is not None:
+            fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
     return kind(**fields)
 
 
