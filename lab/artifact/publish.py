@@ -161,16 +161,19 @@ def _folder(run: dict) -> Path:
 
 def modelled_table(claims: pd.DataFrame) -> str:
     """A modelled run's claims. All have the same verdict, and a claim can have several rows: each says what was compared, and where."""
-    lines = ["| claim | what the paper says | paper | modelled | policy, case | notebook, device |", "|---" * 6 + "|"]
+    lines = ["| claim | what the paper says | paper | modelled | policy and case, or parts | notebook, device |", "|---" * 6 + "|"]
     for row in claims[claims["verdict"] != "not run here"].itertuples():
         where = f"{recorded.today(row.study, row.claim).partition('_')[0]}, {row.device}"
-        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {_case(row.reason)} | {where} |")
+        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {_case(row)} | {where} |")
     return "\n".join([*lines, *_not_run(claims)])
 
 
-def _case(reason: str) -> str:
-    """What a claim's reason begins with, the policy and the case: all up to the first semicolon or the end of the sentence."""
-    return re.split(r"; |\.(?: (?=[A-Z])|$)", reason, maxsplit=1)[0]
+def _case(row) -> str:
+    """What its reason says of a claim's number: which parts hold, where it is told by parts, else what the reason begins with, the policy
+    and the case: all up to the first semicolon or the end of the sentence."""
+    if row.parts:
+        return "; ".join(f"{part.strip()}: {holds}" for part, holds in re.findall(r"([^.;:]+): (yes|no)(?=[;.])", row.reason))
+    return re.split(r"; |\.(?: (?=[A-Z])|$)", row.reason, maxsplit=1)[0]
 
 
 def measured_elsewhere(run: dict) -> pd.DataFrame:
@@ -261,10 +264,12 @@ def _together(names: tuple[str, ...]) -> str:
 
 def policies_table() -> str:
     """The registered policies: what a user writes, the first paragraph of the class's docstring, how long a STOP holds, and the options."""
-    lines = ["| policy | when it stops | a STOP holds | its own options |", "|---" * 4 + "|"]
+    lines = ["| policy | what it does | how long a STOP holds | its own options |", "|---" * 4 + "|"]
     for name, policy in POLICIES.items():
         first = " ".join((policy.__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
-        holds = "never stops" if policy.fills else "until the batch is gone" if policy.commits else "for one step; then it is asked again"
+        holds = (
+            "it never stops" if policy.fills else "until the batch is gone" if policy.commits else "for one step; then it is asked again"
+        )
         options = "; ".join(f"`{own.name}` ({_default(own)}): {own.metadata['help'].replace('``', '`')}" for own in fields(policy.settings))
         lines.append(f'| `"{name}"` | {first} | {holds} | {options or "none"} |')
     return "\n".join(lines)

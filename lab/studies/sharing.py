@@ -115,7 +115,10 @@ def over_levels(table: pd.DataFrame, cascade: bool = False) -> Shape:
     told = f"{levels[1]} levels over {levels[-1]}; {levels[0]} level over {levels[1]}: {first.median:.2f}×."
     if cascade:
         told += f" Cascade attention covers only what all requests share, of {levels[-1]} levels the first."
-    parts = {f"the same within {100 * NOISE:.0f} % from 2 levels on": abs(later.median - 1) <= NOISE, "and at 1": abs(first.median - 1) <= NOISE}
+    parts = {
+        f"the same within {100 * NOISE:.0f} % from 2 levels on": abs(later.median - 1) <= NOISE,
+        "and at 1": abs(first.median - 1) <= NOISE,
+    }
     finding = (
         f"{'No difference above the noise' if all(parts.values()) else 'Decode throughput'}: {words.change(ratio(levels[1], levels[0]))} from "
         f"{levels[0]} level of the prefix tree to {levels[1]}, {words.change(ratio(levels[-1], levels[1]))} from there to {levels[-1]}"
