@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from feather.policies import POLICIES, Policy
 from lab import book
 from lab.artifact import outputs, recorded
-from lab.artifact.publish import AGAIN, TABLES, disagreements, fill, pages, publish, publish_again, tables
+from lab.artifact.publish import AGAIN, TABLES, disagreements, fill, pages, policies_table, publish, publish_again, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +27,32 @@ def test_the_pages_hold_the_tables_of_what_is_recorded():
                     assert set(found.splitlines()) <= set(made[name].splitlines()), mend
                 else:
                     assert found == made[name], mend
+
+
+def test_a_policy_is_told_by_its_class(monkeypatch):
+    class Mine(Policy):
+        """Stops on
+        ``Mondays``.
+
+        The rest is for readers of the code."""
+
+        commits = True
+
+    monkeypatch.setitem(POLICIES, "mine", Mine)
+    *_, threshold, mine = [row for row in policies_table().splitlines() if "threshold" in row or "mine" in row]
+    assert mine == '| `"mine"` | Stops on `Mondays`. | until the batch is gone | none |'
+    assert (
+        "| for one step; then it is asked again | `max_loss` (250 tokens): tokens of shared prefix that one admission may cost;"
+        in threshold
+    )
+
+
+def test_a_modelled_row_says_what_was_compared(checkout):
+    row = 'E3,groups,10×,5.6,5.6,5.6,1,×,sim,RTX,modelled only,"{}"'
+    shape = row.format("Of 1 over 2. A drop: yes; then flat (0.9): no. The ratio: 2.").replace("E3,groups,10×", "M3,groups,shape")
+    page = checkout("modelled", "sim", row.format("The rule at 50 groups, 0.5 s; at 100: 3.4×."), row.format("The default. More."), shape)
+    for told in ("5.60 × | The rule at 50 groups, 0.5 s |", "5.60 × | The default |", "1 of 2 parts | A drop: yes; then flat (0.9): no |"):
+        assert f"| {told} s, RTX |" in page
 
 
 def test_every_table_has_a_place():
