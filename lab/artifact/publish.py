@@ -172,7 +172,7 @@ def _case(row) -> str:
     """What its reason says of a claim's number: which parts hold, where it is told by parts, else what the reason begins with, the policy
     and the case: all up to the first semicolon or the end of the sentence."""
     if row.parts:
-        return "; ".join(f"{part.strip()}: {holds}" for part, holds in re.findall(r"([^.;:]+): (yes|no)(?=[;.])", row.reason))
+        return "; ".join(f"{part.strip()}: {holds}" for part, holds in re.findall(r"((?:(?!\. )[^;:])+): (yes|no)(?=[;.])", row.reason))
     return re.split(r"; |\.(?: (?=[A-Z])|$)", row.reason, maxsplit=1)[0]
 
 
