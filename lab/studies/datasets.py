@@ -105,7 +105,7 @@ def traffic(study: Study, data: Datasets, cut: Cut, repeats: int) -> pd.DataFram
     arms = scaled(MAIN_ARMS, cut.factor)
     table = study.measure(over_workload(study.engine, lambda seed, salt: cut.replay(data.trace, seed), parameters, arms), repeats)
     hits = table[table["metric"] == "prefix hits"]["value"]
-    if not 0 <= hits.min() <= hits.max() < 1 or (hits.max() > 0) is not data.trace.tells_sharing:
+    if not 0 <= hits.min() <= hits.max() < 1 or bool(hits.max() > 0) != data.trace.tells_sharing:
         told = "some of their blocks" if data.trace.tells_sharing else "nothing that it tells of"
         raise RuntimeError(
             f"from {hits.min():.0%} to {hits.max():.0%} of the prompt tokens were shared, and requests of {data.trace_name} share {told}"
