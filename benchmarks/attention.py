@@ -66,6 +66,8 @@ CELLS = {
     ],
 }
 
+PARTS = ["layer", "equal", *CELLS]
+
 
 def workloads(requests: int, rng_seed: int) -> dict[str, Callable[[], Workload]]:
     prefixes, single, short = make_prefixes(GROUPS, PREFIX), make_prefixes(BATCH, PREFIX // 2, seed=7), make_prefixes(GROUPS, 256, seed=8)
@@ -125,6 +127,46 @@ def layer(repeats: int) -> dict:
             "limit_ms": max(found["read"]["median"], found["limit: multiplications in float32"]["median"])}  # fmt: skip
 
 
+def equality(rounds: int = 3, requests: int = 120) -> dict:
+    """Greedy float32 tokens of stock vLLM against those under cascade, packed and sorted rows, on a workload that forces chunked prefill, mixed
+    steps, evictions and preemption: nested prefixes, own parts from none to long, salts, a cache reset between rounds."""
+    from vllm import SamplingParams
+
+    from lab.llm import TINY_LLAMA
+
+    engine = make_engine("cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64)
+    ways = {"paged": ("paged", False), "cascade": ("cascade", False), "packed": ("packed", False), "packed, rows sorted": ("packed", True),
+            "rows sorted": ("paged", True)}  # fmt: skip
+    found: dict = {"tokens": 0, "preemptions": 0, "evictions": 0, "equal": dict.fromkeys(ways, 0), "requests equal": dict.fromkeys(ways, 0)}
+    for number in range(rounds):
+        rng = np.random.default_rng(number)
+        system = rng.integers(10, 32_000, 512).tolist()
+        documents = [rng.integers(10, 32_000, 64 * int(rng.integers(2, 20))).tolist() for _ in range(5)]
+        prompts, params = [], []
+        for index in range(requests):
+            own = rng.integers(10, 32_000, int(rng.choice([0, 3, 20, 32, 300, 1500], p=[0.1, 0.2, 0.3, 0.1, 0.15, 0.15]))).tolist()
+            whole = system + documents[int(rng.integers(5))] if number or index % 4 else [1]
+            one_of_all = system if number == 2 and index < 40 else whole  # a stretch in which all share something
+            prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
+            params.append(
+                SamplingParams(temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0})
+            )
+        told: dict[str, list] = {}
+        for name, (kernel, rows) in ways.items():
+            engine.llm.reset_prefix_cache()
+            engine.use_kernel(kernel, rows)
+            engine.scheduler.use(ARMS["FCFS"])
+            outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+            told[name] = [tuple(output.outputs[0].token_ids) for output in outputs]
+            found["preemptions"] += sum(step.preempted for step in engine.scheduler.steps)
+            found["evictions"] += sum(step.evicted for step in engine.scheduler.steps)
+            found["equal"][name] += sum(a == b for one, other in zip(told["paged"], told[name]) for a, b in zip(one, other))
+            found["requests equal"][name] += sum(one == other for one, other in zip(told["paged"], told[name]))
+        found["tokens"] += sum(map(len, told["paged"]))
+    steps = {name: sum(builder.counters[name] for builder in engine._builders) for name in ("steps", "cascade", "packed", "shared_rows")}
+    return {"equality": found | steps, "equal_tokens": min(found["equal"].values())}
+
+
 def measure(engine, cells: list[Cell], requests: int, repeats: int) -> dict[Cell, list[dict[str, float]]]:
     found: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
     order = np.random.default_rng(0)
@@ -150,12 +192,13 @@ def _told(cell: Cell, run: Run) -> dict[str, float]:
 
 
 def run(only: str, requests: int, repeats: int) -> dict:
-    chosen = only.split(",") if only else ["layer", *CELLS]
+    chosen = only.split(",") if only else PARTS
     for name in chosen:
-        if name not in ("layer", *CELLS):
-            raise SystemExit(f"--only {name}: not one of layer, {', '.join(CELLS)}")
+        if name not in PARTS:
+            raise SystemExit(f"--only {name}: not one of {', '.join(PARTS)}")
     result: dict = layer(20) if "layer" in chosen else {}
-    cells = [cell for name in chosen if name != "layer" for cell in CELLS[name]]
+    result |= equality() if "equal" in chosen else {}
+    cells = [cell for name in chosen for cell in CELLS.get(name, ())]
     if not cells:
         return result
     engine = make_engine("cpu", max_batch=BATCH)
@@ -233,7 +276,7 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         run,
         show,
-        only={"default": "", "help": "parts: layer, " + ", ".join(CELLS)},
+        only={"default": "", "help": "parts: " + ", ".join(PARTS)},
         requests={"type": int, "default": 448, "help": "of a steady run"},
         repeats={"type": int, "default": 5, "help": "of each cell"},
     )
