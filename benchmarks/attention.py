@@ -149,7 +149,9 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
             one_of_all = system if number == 2 and index < 40 else whole  # a stretch in which all share something
             prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
             params.append(
-                SamplingParams(temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0})
+                SamplingParams(
+                    temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0}
+                )
             )
         told: dict[str, list] = {}
         for name, (kernel, rows) in ways.items():

@@ -5,7 +5,7 @@ the kernel does not know (see ``reason_against``) stays with vLLM's, with one li
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
