@@ -189,8 +189,7 @@ def _told(cell: Cell, run: Run) -> dict[str, float]:
     whole = {name: value for name, (value, _) in run.metrics().items()}
     if cell.workload != "steady":
         return whole
-    part = steady(run)
-    return {name: value for name, (value, _) in part.run.metrics().items()} | {"half width": part.half_width, "transient": part.begin}
+    return {name: value for name, (value, _) in steady(run).metrics().items()}
 
 
 def run(only: str, requests: int, repeats: int) -> dict:
@@ -212,7 +211,7 @@ def run(only: str, requests: int, repeats: int) -> dict:
         engine.run(made["full queue"](), ARMS["FCFS"])
     found = measure(engine, cells, requests, repeats)
     kept = ("throughput", "decode throughput", "decode step", "mean batch", "groups per batch", "like neighbours", "stopped",
-            "cascade steps", "time to first token, p99", "time to first token, median", "half width", "transient")  # fmt: skip
+            "cascade steps", "time to first token, p99", "time to first token, median", "throughput, half width", "begin")  # fmt: skip
     result["cells"] = {
         cell.name: {metric: median_of([run[metric] for run in runs])._asdict() for metric in kept if metric in runs[0]}
         for cell, runs in found.items()
