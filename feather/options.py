@@ -16,6 +16,8 @@ from feather.settings import check_setting, setting
 logger = logging.getLogger("feather")
 
 _EXAMPLE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS='{"policy": "never_stop"}' for SGLang"""
+KERNELS = ("paged", "cascade", "packed")
+ROW_ORDERS = ("engine", "prefix")
 
 
 @dataclass(frozen=True, init=False)
@@ -44,6 +46,17 @@ class Options:
         'which request comes first: "cost" (of the batch\'s relatives, the one with fewest chunks outside it; the paper\'s), "tip" (the one '
         'that loses least shared prefix), or "arrival" (no order, only stopping, for ablations)',
         choices=ORDERS,
+    )
+    rows: str = setting(
+        "engine",
+        'order of the rows in a step\'s batch: "engine" (the engine\'s own), or "prefix" (rows of one prefix side by side, whoever was admitted when)',
+        choices=ROW_ORDERS,
+    )
+    attention: str = setting(
+        "paged",
+        'attention kernel on a CPU: "paged" (vLLM\'s own), "cascade" (a prefix is computed once where all running requests share it), or "packed" '
+        "(each prefix is computed once for all that share it)",
+        choices=KERNELS,
     )
     straggler_share: float = setting(
         0.5,
@@ -138,6 +151,11 @@ class Options:
         """Every option with its value, as ``from_mapping`` takes them."""
         common = {declared.name: getattr(self, declared.name) for declared in fields(self) if declared.name != "of_policies"}
         return {**common, **self.of_policies}
+
+    @property
+    def changes_steps(self) -> bool:
+        """Whether the attention backend has anything to do."""
+        return self.attention != "paged" or self.rows != "engine"
 
     def settings(self) -> Any:
         """The chosen policy's own options, as its ``settings`` class holds them."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from feather.vllm.attention import register
 from lab import machine
 from lab.engines.arms import ARMS, Arm
-from lab.engines.run import Run, like_neighbours
+from lab.engines.run import Run, like_neighbours, moments
 from lab.llm import MODELS
 from lab.workloads import Prompt, Workload
 
@@ -36,16 +37,14 @@ class RealEngine:
     dtype: str = "bfloat16"
     weights: str | None = None
     """path of a model with real weights, instead of ``model``"""
-    cascade: bool = False
-    """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
+    kernel: str = "paged"
+    """attention: "paged", "cascade" (vLLM's own on a GPU, Feather's on a CPU) or "packed" (CPU only); ``use_kernel`` exchanges it between runs"""
+    sorted_rows: bool = False
+    """rows of one prefix side by side in the batch (CPU only)"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
-
-    @property
-    def kernel(self) -> str:
-        return "cascade" if self.cascade else "paged"
 
     @property
     def device_name(self) -> str:
@@ -73,6 +72,8 @@ class RealEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
         from vllm.platforms import current_platform
+
+        register()
 
         if current_platform.is_cuda() != (self.backend == "gpu"):
             raise ValueError(
@@ -109,10 +110,10 @@ class RealEngine:
         self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
         self._runner = core.model_executor.driver_worker.worker.model_runner
         self._watch_cascade()
-        self.use_cascade(self.cascade)
+        self.use_kernel(self.kernel, self.sorted_rows)
 
     def _watch_cascade(self) -> None:
-        """Notice, from inside the model runner, the steps in which it decides for the cascade kernel."""
+        """Notice, on a GPU from inside the model runner, the steps in which it decides for the cascade kernel."""
         decide = self._runner._compute_cascade_attn_prefix_lens
         self._cascaded = False
 
@@ -130,14 +131,28 @@ class RealEngine:
             raise ValueError(f"rows={rows} must be from 1 to {slots}, the requests that this engine was made for")
         self.scheduler.max_num_running_reqs = self.scheduler.max_num_active_reqs = self.max_batch = rows
 
-    def use_cascade(self, on: bool) -> None:
-        """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
-        share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""
-        if on and self.backend != "gpu":
-            raise ValueError(
-                "cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')"
-            )
-        self._runner.cascade_attn_enabled = self.cascade = on
+    def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
+        """The attention kernel and the order of rows for the runs to come. Where a step does not suit cascade or packed attention, the paged kernel
+        runs. Raises ValueError for what there is not on this backend."""
+        if self.backend == "gpu":
+            if kernel == "packed" or sorted_rows:
+                raise ValueError(
+                    f"kernel={kernel!r}, sorted_rows={sorted_rows}: on a GPU vLLM has paged and cascade attention, and its own order of rows"
+                )
+            self._runner.cascade_attn_enabled = kernel == "cascade"
+        else:
+            for builder in self._builders:
+                builder.use(kernel)
+                builder.sorts = sorted_rows
+        self.kernel, self.sorted_rows = kernel, sorted_rows
+
+    def _shared_steps(self) -> int:
+        """Steps so far whose shared prefixes Feather's kernel computed once."""
+        return 0 if self.backend == "gpu" else sum(builder.counters["cascade"] + builder.counters["packed"] for builder in self._builders)
+
+    @property
+    def _builders(self) -> list:
+        return [builder for groups in self._runner.attn_groups for group in groups for builder in group.metadata_builders]
 
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
@@ -171,7 +186,7 @@ class RealEngine:
         arrivals: dict[str, float] = {}
         finished = cached = 0
         clients = workload.clients or len(pending)
-        step_seconds, neighbours, cascade = [], [], []
+        step_times, step_seconds, neighbours, cascade = [], [], [], []
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
@@ -197,13 +212,15 @@ class RealEngine:
                 time.sleep(max(0.0, pending[0][1].arrival - (time.perf_counter() - start)))
                 continue
             self._cascaded = False
+            shared_before = self._shared_steps()
             steps_before, began = len(self.scheduler.steps), time.perf_counter()
             outputs = engine.step()
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
+                step_times.append(ended - start)
                 step_seconds.append(ended - began)
                 neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
-                cascade.append(self._cascaded)
+                cascade.append(self._cascaded or self._shared_steps() > shared_before)
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
                 if output.finished:
@@ -224,16 +241,17 @@ class RealEngine:
             output_tokens=workload.decode_tokens,
             prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
             cached_tokens=cached,
+            step_times=np.array(step_times),
             step_seconds=np.array(step_seconds),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
             queue_seconds=np.array([step.queue_seconds for step in steps]),
-            first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
-            between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
             cascade=np.array(cascade),
+            stopped=np.array([step.stopped for step in steps]),
+            **moments(produced, arrivals),
+            closed_until=max(arrivals.values()),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
-            stopped_steps=sum(step.stopped for step in steps),
         )
