@@ -85,7 +85,7 @@ def test_what_was_found_of_kernels_follows_the_rows():
     ])  # fmt: skip
     told = comparing.found_by_kernel(table, "8 groups", groups=8)
     assert "1.50× under cascade (Feather), 1.00× (within noise) under paged" in told and "1.50× under packed (Feather (never stop))" in told
-    assert told.endswith("FCFS itself gives 1.60× under packed what it gives under cascade.")
+    assert told.endswith("FCFS itself, over FCFS under cascade: 1.00× under paged and 1.60× under packed.")
     assert comparing.found_by_kernel(comparing.judged(table), "8 groups", groups=8) == ""
     assert comparing.kernels(table, lambda part: comparing.over(part, "Feather")) == (
         " This is under the cascade kernel; under the paged kernel it is 1.00×; under the packed kernel it is 1.10×."

@@ -59,7 +59,7 @@ def test_a_shape_is_judged_under_the_first_kernel_and_told_under_the_others():
     runs += [curve("decode throughput", "batch", flat, groups=count, kernel="paged") for count in (1, 8)]
     shape = saturation.over_batches(pd.concat(runs), 8)
     assert all(shape.parts.values()) and shape.ours.median == 1.02
-    assert shape.kernels == "This is under the cascade kernel; under the paged kernel 1 of 3 parts, 1.00×."
+    assert shape.kernels == "This is under the cascade kernel; under the paged kernel the ratio is 1.00×, and 1 of 3 parts hold."
     assert shape.kernels in shape.found("M5.")
 
 

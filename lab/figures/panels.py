@@ -52,6 +52,8 @@ def lines_by_kernel(
         axes.set_title(f"{kernel} kernel")
     for axes in places:
         axes.set_ylim(0, max(one.get_ylim()[1] for one in places))
+    for axes in places[1:]:
+        axes.set_ylabel("")
     _one_legend(places)
     return figure
 

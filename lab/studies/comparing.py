@@ -96,8 +96,7 @@ def found_by_kernel(runs: pd.DataFrame, at: str, **where) -> str:
     least = rates.idxmin()
     return (
         f"**Kernels**, at {at}: the most over FCFS is {words.listed(f'{words.told(ratio)} under {kernel} ({policy})' for policy, kernel, ratio in gains)}. "
-        f"FCFS itself gives {words.listed(f'{rates[kernel] / rates[least]:.2f}× under {kernel}' for kernel in kernels if kernel != least)} what it gives "
-        f"under {least}."
+        f"FCFS itself, over FCFS under {least}: {words.listed(f'{rates[kernel] / rates[least]:.2f}× under {kernel}' for kernel in kernels if kernel != least)}."
     )
 
 

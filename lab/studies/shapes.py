@@ -38,11 +38,15 @@ class Shape:
         return f"**{name}** {self.finding}. Of the paper's shape {self.held} hold ({parts}). {self.kernels}".strip()
 
 
-def under_kernels(runs: pd.DataFrame, shape_of: Callable[[pd.DataFrame], Shape]) -> Shape:
-    """The shape of the rows under the first attention kernel; what it is under the others stands beside it in words."""
+def under_kernels(runs: pd.DataFrame, shape_of: Callable[[pd.DataFrame], Shape], parts: bool = True) -> Shape:
+    """The shape of the rows under the first attention kernel; what it is under the others stands beside it in words: its ratio and, where all
+    ``parts`` of the claim were measured there, how many hold."""
     first, *others = runs["kernel"].unique()
     shapes = {kernel: shape_of(comparing.under(runs, kernel)) for kernel in (first, *others)}
-    told = [f"under the {kernel} kernel {shapes[kernel].held}, {shapes[kernel].ours.median:.2f}×" for kernel in others]
+    told = [
+        f"under the {kernel} kernel the ratio is {shapes[kernel].ours.median:.2f}×" + (f", and {shapes[kernel].held} hold" if parts else "")
+        for kernel in others
+    ]
     return replace(shapes[first], kernels="; ".join([f"This is under the {first} kernel", *told]) + ".")
 
 

@@ -28,7 +28,7 @@ class Curves:
         table = self._measure(
             "M3", "groups", groups, repeats, lambda count: count <= max(cached, groups[1]), prefix_tokens=prefix_tokens, requests=requests
         )
-        return table, under_kernels(table, lambda part: over_groups(part, sorted(part["groups"].unique()), cached, until))
+        return table, under_kernels(table, lambda part: over_groups(part, sorted(part["groups"].unique()), cached, until), parts=False)
 
     def over_shared(self, shared: Sequence[float], prefix_tokens: int, requests: int, repeats: int) -> tuple[pd.DataFrame, Shape]:
         """M4: rows and shape over the share of the prefix that the requests of one group have in common."""

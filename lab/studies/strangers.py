@@ -144,9 +144,9 @@ def found(runs: pd.DataFrame) -> str:
     for kernel in runs["kernel"].unique():
         one, most, rows, strangers, batch = costs(comparing.under(runs, kernel))
         points.append(
-            f"**Under the {kernel} kernel** the first stranger among {batch} costs {words.loss(one)} of decode throughput (homogeneous over one "
-            f"stranger: {one})" + (", as much as two equal runs may differ by" if abs(one.median - 1) <= words.NOISE else "")
-            + f"; {strangers} strangers cost {words.loss(most)}. With each prefix's rows side by side these {strangers} run {words.speed(rows)} as shuffled"
+            f"**Under the {kernel} kernel** the first stranger among {batch} costs {words.loss(one)} (decode throughput, homogeneous over one stranger: "
+            f"{one}{'; two equal runs may differ by as much' if abs(one.median - 1) <= words.NOISE else ''}), {strangers} strangers {words.loss(most)}. With "
+            f"each prefix's rows side by side these {strangers} run {words.speed(rows)} as shuffled"
             + (", so part of the cost is who sits beside whom." if words.differs(rows) and rows.median > 1 else ".")
-        )  # fmt: skip
+        )
     return words.bullets([*points, _shared_once(runs).strip()])
