@@ -78,10 +78,13 @@ def test_the_studies_measure_what_ran(tmp_path):
     assert found["warm hits"] > 0.9 and found["cold hits"] == 0
     assert found["columns"] == [
         "study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
-        "backend", "device", "engine", "revision", "time",
+        "backend", "kernel", "rows", "device", "engine", "revision", "time",
     ]  # fmt: skip
     assert (tmp_path / "figures" / "figure.png").stat().st_size > 10_000 and (tmp_path / "figures" / "figure.pdf").exists()
     assert "not reproduced" in found["claim"]
     assert 20_000 - 32 < found["kv tokens"] <= 20_000
-    assert found["cascade refused"].startswith("cascade=True: vLLM's attention for CPUs has no cascade kernel")
-    assert found["cascade asked"] >= 4 and found["cascade asked when off"] == 0 and found["cascade steps"] == 0
+    assert found["refused"] == "kernel='flash' is not one of: paged, cascade, packed"
+    # Steps in which a shared prefix was computed once: a batch on one prefix, and on two.
+    assert found["paged"] == [0, 0] and found["cascade"][0] > 0.5 and found["cascade"][1] == 0 and min(found["packed"]) > 0.5
+    assert found["told"] == [["cascade", "prefix"], ["paged", "prefix"]], "the kernel of each row, and the order of its rows"
+    assert found["neighbours, sorted"] > found["neighbours, FCFS"]

@@ -272,6 +272,7 @@ def test_the_gpu_report_says_of_m1_what_its_rows_say(launch, cascade):
     folder = book.ROOT / "data" / "recorded" / "nvidia-h200-143771-mib-580-159-04"
     rows = frame(pd.read_csv(folder / "gpu_studies.csv.gz").to_dict("records"))
     rows = rows[(rows["study"] == "01_prefix_homogeneity") & (rows["launch"] == launch) & (rows["cascade"] == (cascade == "on"))]
+    assert rows["kernel"].isna().all(), "kept before there was such a column"
     found = compare(rows, "decode throughput", of={"divergent": 0}, to={"divergent": 1, "rows": "shuffled"})
     named = {"eager": "eager", "compiled, CUDA graphs": "compiled + graphs"}[launch]
     told = f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"

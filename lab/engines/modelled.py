@@ -64,6 +64,8 @@ class ModelledEngine:
     kernel: str | None = None
     """attention kernel: "cascade" (vLLM up to early 2026, so the paper's), "paged" (vLLM since, and SGLang) or "packed";
     None: what the engine had at the paper's time (``KERNELS``)"""
+    sorted_rows: bool = False
+    """rows of one prefix side by side in the batch; for engine "vllm" """
     block_size: int = 16
     """tokens of a KV block; SGLang's are of one token whatever stands here"""
     kv_gib: float | None = None
@@ -98,12 +100,12 @@ class ModelledEngine:
         self.kernel = self.kernel or KERNELS[self.engine]
         self._shape = _look_up("model", self.model, MODELS)
         self._device = _look_up("device", self.device, DEVICES)
-        self.steps = StepModel(self._device, self._shape, self.kernel)
         self.kv_blocks = int(self._kv_bytes() // (self.block_size * self._shape.kv_bytes_per_token))
         self.now = 0.0
         self.costs = SchedulingCosts(self.engine) if self.scheduling == "recorded" else None
         self.measured: list[tuple] = []  # with scheduling="measured": one row of the cost table per step
         self.scheduler = self._make_scheduler()
+        self.use_kernel(self.kernel, self.sorted_rows)
 
     @property
     def kv_tokens(self) -> int:
@@ -121,21 +123,22 @@ class ModelledEngine:
     def warms_up(self) -> bool:
         return self.scheduling == "measured"
 
-    @property
-    def cascade(self) -> bool:
-        return self.kernel == "cascade"
-
     def use_batch(self, rows: int) -> None:
         """So many requests at once, at most, in the runs to come. Raises ValueError for less than one."""
         if rows < 1:
             raise ValueError(f"rows={rows} must be at least 1")
         self.max_batch = rows
         self.scheduler = self._make_scheduler()
+        self.use_kernel(self.kernel, self.sorted_rows)
 
-    def use_cascade(self, on: bool) -> None:
-        """The cascade kernel for the runs to come, or the paged one."""
-        self.kernel = "cascade" if on else "paged"
-        self.steps = StepModel(self._device, self._shape, self.kernel)
+    def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
+        """The attention kernel and the order of rows for the runs to come. Raises ValueError for an unknown kernel, and for sorted rows inside
+        SGLang, which are not modelled."""
+        if sorted_rows and self.engine != "vllm":
+            raise ValueError(f"sorted_rows=True: not modelled for engine={self.engine!r}")
+        self.steps = StepModel(self._device, self._shape, kernel)
+        self.scheduler.sorts = sorted_rows
+        self.kernel, self.sorted_rows = kernel, sorted_rows
 
     def _kv_bytes(self) -> float:
         device, shape = self._device, self._shape

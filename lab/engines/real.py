@@ -14,6 +14,7 @@ from lab import machine
 from lab.engines.arms import ARMS, Arm
 from lab.engines.run import Run, like_neighbours, moments
 from lab.llm import MODELS
+from lab.model.steptime import KERNELS
 from lab.workloads import Prompt, Workload
 
 
@@ -133,7 +134,9 @@ class RealEngine:
 
     def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
         """The attention kernel and the order of rows for the runs to come. Where a step does not suit cascade or packed attention, the paged kernel
-        runs. Raises ValueError for what there is not on this backend."""
+        runs. Raises ValueError for what there is not on this backend, or not for this model."""
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel={kernel!r} is not one of: {', '.join(KERNELS)}")
         if self.backend == "gpu":
             if kernel == "packed" or sorted_rows:
                 raise ValueError(
@@ -144,7 +147,13 @@ class RealEngine:
             for builder in self._builders:
                 builder.use(kernel)
                 builder.sorts = sorted_rows
+            if not self._as_set(kernel, sorted_rows):
+                raise ValueError(f"kernel={kernel!r}: Feather's attention does not take {self.model} in {self.dtype}; vLLM's log says why")
         self.kernel, self.sorted_rows = kernel, sorted_rows
+
+    def _as_set(self, kernel: str, sorted_rows: bool) -> bool:
+        """Whether the backend does what it was told: it falls back to vLLM's kernel for what Feather's does not know, and after a failure."""
+        return self.backend == "gpu" or all((builder.mode, builder.sorts) == (kernel, sorted_rows) for builder in self._builders)
 
     def _shared_steps(self) -> int:
         """Steps so far whose shared prefixes Feather's kernel computed once."""
@@ -219,7 +228,10 @@ class RealEngine:
             if len(self.scheduler.steps) > steps_before:
                 step_times.append(ended - start)
                 step_seconds.append(ended - began)
-                neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
+                rows, groups = self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups
+                if self.sorted_rows:  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                    rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
+                neighbours.append(like_neighbours(rows, groups))
                 cascade.append(self._cascaded or self._shared_steps() > shared_before)
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
@@ -235,6 +247,8 @@ class RealEngine:
                     f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
                     f"{finished} of {len(workload.prompts)} requests finished"
                 )
+        if not self._as_set(self.kernel, self.sorted_rows):
+            raise RuntimeError(f"{arm.name}: {self.kernel} attention failed and vLLM's kernel took over; the log says why")
         steps = self.scheduler.steps
         return Run(
             seconds=seconds,

@@ -79,7 +79,7 @@ def _by_kv(model: str) -> int:
 
 
 def _factors(table: pd.DataFrame, policy: str) -> dict[str, Ratio]:
-    models = table.loc[:, ~table.columns.duplicated()]["model"].unique()
+    models = table["model"].unique()
     return {model: over(table, policy, model=model) for model in sorted(models, key=_by_kv)}
 
 
