@@ -19,6 +19,7 @@ from feather.options import Options
 from feather.vllm.attention.attend import Attend
 from feather.vllm.attention.counters import Counters, path
 from feather.vllm.attention.plan import Plan, make_plan, sort_rows
+from feather.vllm.attention.vectors import LANES
 
 logger = init_logger("vllm.feather")
 
@@ -158,8 +159,8 @@ def reason_against(builder: Builder, layers: Sequence[Any]) -> str:
         return f"it computes in bfloat16 and float32, not {builder.dtype}"
     if builder.kv_cache_dtype != "auto" and builder.kv_cache_dtype != str(builder.dtype).removeprefix("torch."):
         return f"it does not read a KV cache of {builder.kv_cache_dtype}"
-    if builder.head_dim % 8:
-        return f"it takes heads of multiples of 8 values, not {builder.head_dim}"
+    if builder.head_dim % LANES or builder.block_size % LANES:
+        return f"it takes heads and blocks of multiples of {LANES}, not heads of {builder.head_dim} and blocks of {builder.block_size}"
     if builder.is_cross_attention or builder.is_encoder_only_attention or any(layer.attn_type != AttentionType.DECODER for layer in layers):
         return "it is for decoders"
     if any(layer.sliding_window != -1 for layer in layers):
