@@ -13,10 +13,11 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"
 def main(arguments: dict) -> None:
     from vllm import LLM, SamplingParams
 
-    from feather.vllm.attention import register
+    from feather.vllm.attention import backend, register
     from feather.vllm.attention.counters import NAMES
     from lab.llm import TINY_LLAMA
 
+    backend.LEAST_READ = 0
     register()  # as vLLM's loader of plug-ins does where Feather is installed
     speculative = "speculative_config" in arguments
     with tempfile.TemporaryDirectory() as folder:
