@@ -135,11 +135,12 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
     steps, evictions and preemption: nested prefixes, own parts from none to long, salts, a cache reset between rounds."""
     from vllm import SamplingParams
 
-    from feather.vllm.attention import backend
     from lab.llm import TINY_LLAMA
 
-    backend.LEAST_READ = 0
     engine = make_engine("cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64)
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     ways = {"paged": ("paged", False), "cascade": ("cascade", False), "packed": ("packed", False), "packed, rows sorted": ("packed", True),
             "rows sorted": ("paged", True)}  # fmt: skip
     found: dict = {"tokens": 0, "preemptions": 0, "evictions": 0, "equal": dict.fromkeys(ways, 0), "requests equal": dict.fromkeys(ways, 0)}

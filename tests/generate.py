@@ -13,11 +13,10 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"
 def main(arguments: dict) -> None:
     from vllm import LLM, SamplingParams
 
-    from feather.vllm.attention import backend, register
+    from feather.vllm.attention import register
     from feather.vllm.attention.counters import NAMES
     from lab.llm import TINY_LLAMA
 
-    backend.LEAST_READ = 0
     register()  # as vLLM's loader of plug-ins does where Feather is installed
     speculative = "speculative_config" in arguments
     with tempfile.TemporaryDirectory() as folder:
@@ -32,6 +31,9 @@ def main(arguments: dict) -> None:
     for number in range(24):
         prompts.append({"prompt_token_ids": prefixes[number % 4] + [rng.randrange(10, 32_000) for _ in range(8)]})
         params.append(SamplingParams(temperature=0, max_tokens=rng.randrange(1, 24), ignore_eos=True, detokenize=False))
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     outputs = llm.generate(prompts, params, use_tqdm=False)
     core = llm.llm_engine.engine_core.engine_core
     scheduler = core.scheduler
