@@ -22,6 +22,14 @@ def ladder(table: pd.DataFrame, rungs: Sequence[str]):
                     estimator="median", errorbar=("ci", 95), dodge=False, capsize=0.2, err_kws={"lw": 1, "color": "0.1"}, ax=axes, legend=False)  # fmt: skip
         for place, rung in enumerate(rungs):
             value = data.loc[data["rung"] == rung, "value"].median()
-            axes.annotate(f"{value:.3g}", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color="white")
+            axes.annotate(
+                f"{value:.0f}" if value >= 100 else f"{value:.3g}",
+                (0, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color="white",
+            )
         axes.set(xlabel=label, ylabel=None)
     return figure
