@@ -229,7 +229,7 @@ def run(only: str, requests: int, repeats: int) -> dict:
 def _apart(part: str) -> dict:
     """One part in a process of its own: a process has room for one engine."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.attention", "--json", "--only", part], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "benchmarks.attention", "--json", "--only", part], stdout=subprocess.PIPE, encoding="utf-8", check=True
     )
     return {name: value for name, value in json.loads(done.stdout[done.stdout.index("{") :]).items() if name != "revision"}
 
