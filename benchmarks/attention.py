@@ -203,9 +203,10 @@ def run(only: str, requests: int, repeats: int) -> dict:
     for name in chosen:
         if name not in PARTS:
             raise SystemExit(f"--only {name}: not one of {', '.join(PARTS)}")
-    result: dict = layer(20) if "layer" in chosen else {}
-    if "equal" in chosen:
-        result |= equality() if len(chosen) == 1 else _apart("equal")
+    result: dict = {}
+    for part, measured in (("layer", lambda: layer(20)), ("equal", equality)):
+        if part in chosen:
+            result |= measured() if len(chosen) == 1 else _apart(part)
     cells = [cell for name in chosen for cell in CELLS.get(name, ())]
     if not cells:
         return result
@@ -227,7 +228,7 @@ def run(only: str, requests: int, repeats: int) -> dict:
 
 
 def _apart(part: str) -> dict:
-    """One part in a process of its own: a process has room for one engine."""
+    """One part in a process of its own: a process has room for one engine, and for none once another part has loaded Triton."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.attention", "--json", "--only", part], stdout=subprocess.PIPE, encoding="utf-8", check=True
     )
