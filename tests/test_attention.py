@@ -97,6 +97,7 @@ def test_nothing_to_share_is_no_plan():
     for all_or_none in (True, False):
         assert make_plan(table, lengths, queries, BLOCK, 1, all_or_none, 1, 8) is None
     assert make_plan(table[:1], lengths[:1], queries[:1], BLOCK, 1, False, 1, 8) is None, "a batch of one"
+    assert make_plan(table, lengths, np.full(len(lengths), 9), BLOCK, 1, False, 1, 8) is None, "a step of long prefills alone"
     # The shared blocks of rows 0 and 1 are being computed in this very step: row 0 attends to them causally, so they are not its context.
     table, lengths, queries = rows_of([[1, 2], [1, 2]], [0, 5], [32, 5])
     assert make_plan(table, lengths, queries, BLOCK, 1, False, 1, 64) is None

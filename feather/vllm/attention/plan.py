@@ -153,10 +153,12 @@ def make_plan(
     if all_or_none and (queries > most_queries).any():
         return None
     order = np.flatnonzero(queries <= most_queries)
+    if len(order) < 2:
+        return None
     order = order[sort_rows(table[order], computed[order])]
     agreed = agreement(table[order], computed[order])
     if all_or_none:
-        common = int(agreed[1:].min()) if len(order) > 1 else 0
+        common = int(agreed[1:].min())
         nodes = [Node(0, len(order), 0, common)] if common >= least_blocks else []
     else:
         nodes = list(tree(agreed, least_blocks - 1))
