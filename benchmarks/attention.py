@@ -5,6 +5,9 @@ queue (128 requests at once), one stranger among 32 requests, with nothing share
 prefixes in the cache. Arms and kernels are interleaved in each repeat; ratios are medians over repeats, each with its 95 % bootstrap interval.
 """
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,7 +41,7 @@ class Cell:
         return f"{self.workload}, {self.arm}, {self.kernel}" + (", rows sorted" if self.sorted_rows else "")
 
 
-STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "Feather (threshold, patient)", "oracle (stop)")
+STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
 CELLS = {
     "steady": [
         Cell("steady", "FCFS", "paged"),
@@ -135,6 +138,9 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
     from lab.llm import TINY_LLAMA
 
     engine = make_engine("cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64)
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     ways = {"paged": ("paged", False), "cascade": ("cascade", False), "packed": ("packed", False), "packed, rows sorted": ("packed", True),
             "rows sorted": ("paged", True)}  # fmt: skip
     found: dict = {"tokens": 0, "preemptions": 0, "evictions": 0, "equal": dict.fromkeys(ways, 0), "requests equal": dict.fromkeys(ways, 0)}
@@ -149,7 +155,9 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
             one_of_all = system if number == 2 and index < 40 else whole  # a stretch in which all share something
             prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
             params.append(
-                SamplingParams(temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0})
+                SamplingParams(
+                    temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0}
+                )
             )
         told: dict[str, list] = {}
         for name, (kernel, rows) in ways.items():
@@ -187,8 +195,7 @@ def _told(cell: Cell, run: Run) -> dict[str, float]:
     whole = {name: value for name, (value, _) in run.metrics().items()}
     if cell.workload != "steady":
         return whole
-    part = steady(run)
-    return {name: value for name, (value, _) in part.run.metrics().items()} | {"half width": part.half_width, "transient": part.begin}
+    return {name: value for name, (value, _) in steady(run).metrics().items()}
 
 
 def run(only: str, requests: int, repeats: int) -> dict:
@@ -197,7 +204,8 @@ def run(only: str, requests: int, repeats: int) -> dict:
         if name not in PARTS:
             raise SystemExit(f"--only {name}: not one of {', '.join(PARTS)}")
     result: dict = layer(20) if "layer" in chosen else {}
-    result |= equality() if "equal" in chosen else {}
+    if "equal" in chosen:
+        result |= equality() if len(chosen) == 1 else _apart("equal")
     cells = [cell for name in chosen for cell in CELLS.get(name, ())]
     if not cells:
         return result
@@ -210,12 +218,20 @@ def run(only: str, requests: int, repeats: int) -> dict:
         engine.run(made["full queue"](), ARMS["FCFS"])
     found = measure(engine, cells, requests, repeats)
     kept = ("throughput", "decode throughput", "decode step", "mean batch", "groups per batch", "like neighbours", "stopped",
-            "cascade steps", "time to first token, p99", "time to first token, median", "half width", "transient")  # fmt: skip
+            "cascade steps", "time to first token, p99", "time to first token, median", "throughput, half width", "begin")  # fmt: skip
     result["cells"] = {
         cell.name: {metric: median_of([run[metric] for run in runs])._asdict() for metric in kept if metric in runs[0]}
         for cell, runs in found.items()
     }
     return result | _ratios(found)
+
+
+def _apart(part: str) -> dict:
+    """One part in a process of its own: a process has room for one engine."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.attention", "--json", "--only", part], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return {name: value for name, value in json.loads(done.stdout[done.stdout.index("{") :]).items() if name != "revision"}
 
 
 def _ratios(found: dict[Cell, list[dict[str, float]]]) -> dict:
@@ -277,6 +293,6 @@ if __name__ == "__main__":
         run,
         show,
         only={"default": "", "help": "parts: " + ", ".join(PARTS)},
-        requests={"type": int, "default": 448, "help": "of a steady run"},
+        requests={"type": int, "default": 256, "help": "of a steady run"},
         repeats={"type": int, "default": 5, "help": "of each cell"},
     )

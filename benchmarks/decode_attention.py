@@ -42,7 +42,7 @@ def check() -> list[dict]:
         if not on_gpu:
             environment["TRITON_INTERPRET"] = "1"
         command = [sys.executable, "-m", "lab.kernels.check", implementation]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
         if done.returncode:
             raise RuntimeError(f"{implementation}: {done.stderr.strip().splitlines()[-1]}")
         rows += json.loads(done.stdout.splitlines()[-1])

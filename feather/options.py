@@ -1,6 +1,7 @@
 """The options of the scheduler, the same for every engine. A wrong option is refused by name."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from feather.settings import check_setting, setting
 
 logger = logging.getLogger("feather")
 
+_EXAMPLE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS='{"policy": "never_stop"}' for SGLang"""
 KERNELS = ("paged", "cascade", "packed")
 ROW_ORDERS = ("engine", "prefix")
 
@@ -119,9 +121,31 @@ class Options:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
         """The options that a user wrote, flat. Raises ValueError that names the first wrong one."""
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"Feather's options are {mapping!r}, not names with values: {_EXAMPLE}")
+        if "feather" in mapping:
+            raise ValueError(f'"feather" stands inside itself: {_EXAMPLE}')
         if "of_policies" in mapping:
             raise ValueError("unknown option 'of_policies': write the policies' options beside the others")
-        return cls(**mapping)
+        return cls(**{str(name): value for name, value in mapping.items()})
+
+    @classmethod
+    def from_additional_config(cls, config: Any) -> "Options":
+        """The options under "feather" in vLLM's ``additional_config``; what else is there is for others. Raises ValueError where one of
+        Feather's stands outside, or "feather" is misspelt."""
+        if isinstance(config, (str, bytes, int, float, list, tuple)):
+            raise ValueError(f"--additional-config is {config!r}: {_EXAMPLE}")
+        config = config if isinstance(config, Mapping) else {}
+        for name in config.keys() - {"feather"}:
+            if name in cls.known() or get_close_matches(str(name).lower(), ["feather"], cutoff=0.75):
+                raise ValueError(f'--additional-config: {name!r} stands where "feather" should: {_EXAMPLE}')
+        return cls.from_mapping(config.get("feather", {}))
+
+    def for_rank(self, rank: int) -> "Options":
+        """Those of one data-parallel engine: each has a checkpoint and a trace of its own."""
+        own = {"checkpoint": f".{rank}", "trace": f".rank{rank}"}  # a trace's older half ends with ".1"
+        files = {name: os.path.abspath(os.path.expanduser(path)) for name in own if (path := getattr(self, name))}
+        return Options(**self.flat() | {name: path + (own[name] if rank else "") for name, path in files.items()})
 
     def flat(self) -> dict[str, Any]:
         """Every option with its value, as ``from_mapping`` takes them."""
@@ -148,7 +172,11 @@ class Options:
             policy = NeverStop()
         if self.guard and not policy.fills:
             policy = Guard(policy)
-        return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
+        try:
+            return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
+        except (ValueError, OSError) as error:
+            logger.warning("Feather writes no trace: %s", error)
+            return policy
 
     def make_former(self, **engine: Any) -> BatchFormer:
         """A batch former with this policy. ``engine``: what only the engine knows, see ``BatchFormer``."""

@@ -70,7 +70,7 @@ class Model:
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
-        (target / "config.json").write_text(json.dumps(config, indent=1))
+        (target / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         return target
 
 

@@ -20,6 +20,17 @@ class Steady(NamedTuple):
     throughput: float
     half_width: float
     """of the 95 % interval of ``throughput``; the same unit"""
+    transient: float
+    """throughput until ``begin``; that of the steady part where there was no transient"""
+
+    def metrics(self) -> dict[str, tuple[float, str]]:
+        """Those of the steady part, and what tells how it was cut."""
+        told = {
+            "begin": (self.begin, "s"),
+            "throughput, half width": (self.half_width, "tok/s"),
+            "throughput, transient": (self.transient, "tok/s"),
+        }
+        return self.run.metrics() | told
 
 
 def begin(series: np.ndarray) -> int:
@@ -46,4 +57,5 @@ def steady(run: Run) -> Steady:
     means, _ = np.histogram(part.token_times, bins=_BATCHES, range=(first, end))
     rates = means / (end - first) * _BATCHES
     half = stats.t.ppf(0.975, _BATCHES - 1) * rates.std(ddof=1) / np.sqrt(_BATCHES)
-    return Steady(part, first, float(rates.mean()), float(half))
+    transient = float((inside <= first).sum() / first) if first else float(rates.mean())
+    return Steady(part, first, float(rates.mean()), float(half), transient)

@@ -17,6 +17,9 @@ def main(out: Path) -> None:
     from lab.workloads import even_sizes, grouped, make_prefixes, unshared
 
     engine = make_engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     prefixes = make_prefixes(4, 1024)
     engine.warm(prefixes)
     found = {}

@@ -179,11 +179,11 @@ def test_the_kernel_computes_attention(dtype, tolerance):
         taken = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
         plan = make_plan(table[rows], lengths[rows], queries[rows], BLOCK, heads // kv_heads, all_or_none, 1, 8)
         output = torch.full((len(taken), heads, size), 7.0).to(dtype)
-        attend.use(plan)
         for threads in (1, 2, 3):
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
+                attend.use(plan)
                 attend(query[taken], cache, output)
             finally:
                 torch.set_num_threads(before)

@@ -37,6 +37,28 @@ def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy, drafts):
     assert found["left"] == 0
 
 
+FEW_BLOCKS = 72
+"""of 32 tokens, for 6 requests of up to 12 blocks each: prefixes are given up and computed again, and running requests preempted"""
+
+
+@pytest.mark.parametrize("attention, rows", [("packed", "prefix"), ("cascade", "engine"), ("paged", "prefix")])
+def test_shared_prefixes_computed_once_give_the_tokens_of_stock_vllm(stock, attention, rows):
+    """Chunked prefill, mixed steps, evictions and preemption included; blocks that are used again hold other prefixes."""
+    options = {"attention": attention, "rows": rows, "policy": "never_stop", "chunk_size": 32}
+    found = generate(
+        additional_config={"feather": options},
+        num_gpu_blocks_override=FEW_BLOCKS,
+        **({"scheduler_cls": "feather.vllm.FeatherScheduler"} if attention == "packed" else {}),
+    )
+    assert found["tokens"] == stock["tokens"]
+    ran = found["attention"]
+    assert ran["steps"] > 20 and ran["cascade" if attention == "packed" else "packed"] == 0
+    if attention == "packed":
+        assert ran["packed"] > ran["steps"] / 2 and ran["saved_tokens"] > 0
+    if attention == "paged":
+        assert ran["shared_rows"] == 0
+
+
 def test_a_wrong_option_ends_the_start_up_and_is_named():
     arguments = dict(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": {"polcy": "threshold"}})
     program = [sys.executable, str(Path(__file__).with_name("generate.py")), json.dumps(arguments)]

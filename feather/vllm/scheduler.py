@@ -42,13 +42,15 @@ class FeatherScheduler(AsyncScheduler):
                 "FeatherScheduler with several batches in flight (pipeline parallelism) needs async scheduling, which "
                 "is off here: leave out --no-async-scheduling, or use one pipeline stage"
             )
-        additional = self.vllm_config.additional_config
-        self.options = Options.from_mapping(additional.get("feather", {}) if isinstance(additional, dict) else {})
+        parallel = self.vllm_config.parallel_config
+        # The engines of a dense model all have rank 0.
+        rank = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+        self.options = Options.from_additional_config(self.vllm_config.additional_config).for_rank(rank)
         queue = self.make_feather_queue(self.options)
         self.waiting: RequestQueue = queue
         self.fallback: str | None = None
         self._steps = StepsInFlight(lambda: self.clock())
-        self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank, logger)
+        self._memory = Memory(self.options.checkpoint, logger)
         self._memory.recall(queue.former.policy)
         self._report = Report(self.options.chunk_size, Reader(self.vllm_config).read if self.options.changes_steps else dict)
 
@@ -90,7 +92,7 @@ class FeatherScheduler(AsyncScheduler):
         ran = self._steps.ran(scheduler_output, outputs)
         if ran is not None and self._is_feather(self.waiting):
             self.waiting.ran(*ran)
-            self._memory.keep(self.waiting.former.policy)
+            self._memory.keep(self.waiting.former.policy, idle=not self.has_unfinished_requests())
         return outputs
 
     def shutdown(self) -> None:

@@ -69,12 +69,15 @@ class CpuAttention:
         plan = make_plan(
             table.numpy(), lengths, np.ones(rows, dtype=np.int64), pool.block_size, pool.heads.per_kv, kernel == "cascade", 1, 1
         )
-        if plan is None or len(plan.rest):
-            raise ValueError(f"{kernel} attention needs a prefix for every row that another has, too")
+        if plan is None:
+            return self._paged(batch, table)
+        alone = self._paged(batch, table) if len(plan.rest) else None  # rows that share nothing go to vLLM's operator, here with all others
         attend = Attend(pool.heads.query, pool.heads.kv, pool.heads.size, pool.block_size, pool.dtype, pool.heads.size**-0.5)
         output = torch.empty((rows, pool.heads.query, pool.heads.size), dtype=pool.dtype)
 
         def run(queries: torch.Tensor) -> torch.Tensor:
+            if alone is not None:
+                output.copy_(alone(queries))
             attend.use(plan)
             attend(queries, self._cache, output)
             return output

@@ -16,7 +16,7 @@ from lab.studies.evaluation import over_workload, scaled
 from lab.studies.study import Study
 from lab.studies.words import times, told
 from lab.workloads import samples
-from lab.workloads.documents import Document, Reading, read_leval, read_longbench
+from lab.workloads.documents import Document, Reading, gathered, read_leval, read_longbench
 from lab.workloads.sources import locate
 from lab.workloads.traces import BLOCK, Trace, conversations, read_burstgpt, read_mooncake, replay
 
@@ -44,7 +44,9 @@ def load(document_files: list[str], documents_each: int, trace_file: str) -> Dat
         if file.split("/")[0] not in READERS:
             raise ValueError(f"{file!r} is of no known data set: {', '.join(f'{name}/…' for name in READERS)}")
     try:
-        documents = [document for file in document_files for document in _read(locate(file))[:documents_each]]
+        read = {file: _read(locate(file)) for file in document_files}
+        notes = "; ".join(f"{file}: {found.note}" for file, found in read.items() if found.note)
+        documents = gathered([document for found in read.values() for document in found[:documents_each]], notes)
         names = " and ".join(sorted({NAMES[file.split("/")[0]] for file in document_files}))
         return Datasets(documents, names, _read(locate(trace_file)), NAMES[trace_file.split("/")[0]])
     except FileNotFoundError:
@@ -105,15 +107,18 @@ def traffic(study: Study, data: Datasets, cut: Cut, repeats: int) -> pd.DataFram
     arms = scaled(MAIN_ARMS, cut.factor)
     table = study.measure(over_workload(study.engine, lambda seed, salt: cut.replay(data.trace, seed), parameters, arms), repeats)
     hits = table[table["metric"] == "prefix hits"]["value"]
-    if not 0 < hits.min() <= hits.max() < 1:
+    if not 0 <= hits.min() <= hits.max() < 1 or bool(hits.max() > 0) != data.trace.tells_sharing:
+        told = "some of their blocks" if data.trace.tells_sharing else "nothing that it tells of"
         raise RuntimeError(
-            f"from {hits.min():.0%} to {hits.max():.0%} of the prompt tokens were shared: requests of a trace share some of their blocks"
+            f"from {hits.min():.0%} to {hits.max():.0%} of the prompt tokens were shared, and requests of {data.trace_name} share {told}"
         )
     return table
 
 
 def sharing(trace: Trace) -> str:
     """How much of a trace there is to group."""
+    if not trace.tells_sharing:
+        return f"{len(trace.requests)} requests; the trace does not tell what they share"
     talks = conversations(trace)
     alone = sum(len(talk) == 1 for talk in talks)
     return f"{len(trace.requests)} requests in {len(talks)} conversations; {alone} conversations ({100 * alone / len(talks):.0f} %) have one request only"
@@ -156,7 +161,12 @@ def verdict(study: Study, data: Datasets, cut: Cut, documents: pd.DataFrame, tra
         f"{data.documents_name} ({len(data.documents)} documents, at most {longest} tokens of each), the default policy; never stop: "
         f"{over(documents, 'Feather (never stop)')}; p99 time to first token over FCFS's: {times(over(documents, 'Feather', metric=comparing.P99))}. "
         f"On {data.trace_name} at 1/{1 / cut.factor:g} of its lengths: {over(trace, 'Feather')} and {over(trace, 'Feather (never stop)')}; "
-        f"{100 * shared:.0f} % of its prompt tokens come from the cache under any policy: the system prompt and earlier turns of the same conversation."
+        f"{100 * shared:.0f} % of its prompt tokens come from the cache under any policy: "
+        + (
+            "the system prompt and earlier turns of the same conversation."
+            if data.trace.tells_sharing
+            else "it does not tell what its requests share."
+        )
     )
     if "LongBench" not in data.documents_name:
         reason += " LongBench, the claim's other data set, is in no profile; document_files takes its files."

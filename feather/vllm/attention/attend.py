@@ -28,6 +28,7 @@ class Attend:
         self._call[kernel.KV_HEADS], self._call[kernel.GROUP] = kv_heads, query_heads // kv_heads
         self._call[kernel.ROOM_SIZE] = kernel.room_size(head_size, block_size)
         self._kept: Sequence[object] = ()  # what the call's addresses point to
+        self._threads = 0
         self._room = self._partial = self._softmax = torch.empty(0)
 
     def use(self, plan: Plan) -> None:
@@ -49,7 +50,7 @@ class Attend:
         if len(self._softmax) < places * 2:
             self._partial, self._softmax = torch.empty(places * self._head_size), torch.empty(places * 2)
             call[kernel.PARTIAL], call[kernel.SOFTMAX] = self._partial.data_ptr(), self._softmax.data_ptr()
-        count = torch.get_num_threads()
+        count = self._threads = torch.get_num_threads()  # there is room for so many
         if len(self._room) < count * int(call[kernel.ROOM_SIZE]):
             self._room = torch.empty(count * int(call[kernel.ROOM_SIZE]))
             call[kernel.ROOM] = self._room.data_ptr()
@@ -65,6 +66,5 @@ class Attend:
             call[place : place + 3] = tensor.data_ptr(), tensor.stride(0), (len(tensor) - 1) * tensor.stride(0) + tensor[0].numel()
         call[kernel.CACHE], call[kernel.CACHE_SIZE] = cache.data_ptr(), cache.numel()
         call[kernel.BLOCK_STRIDE], call[kernel.HEAD_STRIDE] = cache.stride(0), cache.stride(1)
-        count = torch.get_num_threads()
-        threads.run(self._attend.address, call.ctypes.data, count)
-        threads.run(self._merge.address, call.ctypes.data, count)
+        threads.run(self._attend.address, call.ctypes.data, self._threads)
+        threads.run(self._merge.address, call.ctypes.data, self._threads)

@@ -5,7 +5,7 @@ the kernel does not know (see ``reason_against``) stays with vLLM's, with one li
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,15 @@ from feather.options import Options
 from feather.vllm.attention.attend import Attend
 from feather.vllm.attention.counters import Counters, path
 from feather.vllm.attention.plan import Plan, make_plan, sort_rows
+from feather.vllm.attention.vectors import LANES
 
 logger = init_logger("vllm.feather")
 
 LEAST_TOKENS = 128
 """a shorter prefix is not worth a task of its own"""
+LEAST_READ = 65_536
+"""tokens of keys and values, over all layers, that a step reads: with fewer, planning takes longer than sharing saves (8 groups of 256 tokens, 32
+rows, 4 layers: 0.84 × paged throughput; ``benchmarks.attention``)"""
 MOST_QUERIES = 256
 """rows with more, such as a long prefill, go to vLLM's kernel, which is made for them"""
 
@@ -45,8 +49,7 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        additional = vllm_config.additional_config
-        options = Options.from_mapping(additional.get("feather", {}) if isinstance(additional, dict) else {})
+        options = Options.from_additional_config(vllm_config.additional_config)
         self.mode, self.sorts = options.attention, options.rows == "prefix"
         self.counters = Counters(path(vllm_config) if options.changes_steps else None)
         self._attend: Attend | None = None
@@ -89,7 +92,7 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
         rows = np.arange(len(lengths))
         self.counters.add(steps=1, rows=len(rows))
         plan: Plan | None = None
-        if self.mode != "paged":
+        if self.mode != "paged" and int(lengths.sum()) * len(self._layers) >= LEAST_READ:
             group, least = self.num_heads // self.num_kv_heads, max(1, LEAST_TOKENS // self.block_size)
             plan = make_plan(table, lengths, queries, self.block_size, group, self.mode == "cascade", least, MOST_QUERIES)
         if plan is not None:
@@ -159,8 +162,8 @@ def reason_against(builder: Builder, layers: Sequence[Any]) -> str:
         return f"it computes in bfloat16 and float32, not {builder.dtype}"
     if builder.kv_cache_dtype != "auto" and builder.kv_cache_dtype != str(builder.dtype).removeprefix("torch."):
         return f"it does not read a KV cache of {builder.kv_cache_dtype}"
-    if builder.head_dim % 8:
-        return f"it takes heads of multiples of 8 values, not {builder.head_dim}"
+    if builder.head_dim % LANES or builder.block_size % LANES:
+        return f"it takes heads and blocks of multiples of {LANES}, not heads of {builder.head_dim} and blocks of {builder.block_size}"
     if builder.is_cross_attention or builder.is_encoder_only_attention or any(layer.attn_type != AttentionType.DECODER for layer in layers):
         return "it is for decoders"
     if any(layer.sliding_window != -1 for layer in layers):

@@ -21,6 +21,8 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from feather.vllm.attention import vectors
+
 # The places of the arguments in the array whose address the C functions take: counts, strides in elements, and addresses.
 (
     UNIT, MERGE, THREAD,  # counters that the threads take their work and their numbers from: 0 before a call
@@ -38,20 +40,20 @@ TILE = 128
 """keys that are widened at a time: with 64 values each, 32 KiB, about a first-level cache"""
 QUERIES = 128
 """of a task, at most: a token counts once for each query head of a head of keys and values"""
+ROWS = 4
+"""queries that go through a tile together"""
 _LOWEST = np.float32(-1e30)  # a maximum before the first key: finite, so that no difference of two is NaN
 _FAST = {"fastmath": True, "error_model": "numpy", "nogil": True, "boundscheck": False}
 
 
+def tile_keys(block_size: int) -> int:
+    """Keys of a tile: whole blocks."""
+    return max(1, TILE // block_size) * block_size
+
+
 def room_size(head_size: int, block_size: int) -> int:
     """Numbers that a thread needs room for."""
-    tile = max(1, TILE // block_size) * block_size
-    return 2 * head_size * tile + 3 * tile + 2 * (QUERIES + 1) * (head_size + 1)
-
-
-def _exp2_coefficients(degree: int = 6) -> list[np.float32]:
-    """Of the polynomial that interpolates 2^x on [−1, 0] at Chebyshev's points; degree 6 is exact to float32's 1e−7."""
-    fitted = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, degree, domain=[-1, 0]).convert(kind=np.polynomial.Polynomial)
-    return [np.float32(coefficient) for coefficient in fitted.coef]
+    return (2 * head_size + ROWS) * tile_keys(block_size) + 2 * QUERIES * (head_size + 1)
 
 
 @intrinsic
@@ -78,22 +80,19 @@ def _take(typingctx: Any, counter: Any) -> Any:
 @lru_cache
 def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
     """The kernel for one shape of cache and one type of its elements ("bfloat16" or "float32"): two C functions, ``attend`` and ``merge``,
-    each to be run on every thread of a pool with the address of the arguments (``call.Call``). Compiling takes seconds."""
+    each to be run on every thread of a pool with the address of the arguments. Compiling takes seconds."""
     D, B = head_size, block_size
-    T = max(1, TILE // B) * B
-    per_tile = T // B
+    T = tile_keys(block_size)
     bfloat16 = element == "bfloat16"
     number = np.uint16 if bfloat16 else np.float32
-    zero, one, least, lowest = np.float32(0), np.float32(1), np.float32(-126), _LOWEST
-    c0, c1, c2, c3, c4, c5, c6 = _exp2_coefficients()
+    zero, one, lowest = np.float32(0), np.float32(1), _LOWEST
     jit = numba.njit(**_FAST)
+    widen_query, widen_keys, widen_values = (vectors.widen(count, bfloat16) for count in (D, B, B * D))
+    score, score_one = vectors.product(ROWS, D, T, adds=False), vectors.product(1, D, T, adds=False)
+    add_values, add_values_one = vectors.product(ROWS, T, D, adds=True), vectors.product(1, T, D, adds=True)
+    highest, soften = vectors.highest(T), vectors.soften(T)
 
     if bfloat16:
-
-        @jit
-        def widen(source, start, floats, bits, place, count):
-            for i in range(count):
-                bits[place + i] = np.uint32(source[start + i]) << np.uint32(16)
 
         @jit
         def narrow(floats, bits, start, target, place):
@@ -104,136 +103,78 @@ def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
     else:
 
         @jit
-        def widen(source, start, floats, bits, place, count):
-            for i in range(count):
-                floats[place + i] = source[start + i]
-
-        @jit
         def narrow(floats, bits, start, target, place):
             for d in range(D):
                 target[place + d] = floats[start + d]
 
     @jit
-    def score(queries, place, keys, first, second):
-        """Of two queries with all keys of the tile, so that each key is read once for both."""
-        for j in range(T):
-            first[j] = zero
-            second[j] = zero
-        for d in range(0, D, 8):
-            at, other, row = place + d, place + D + d, d * T
-            a0, a1, a2, a3 = queries[at], queries[at + 1], queries[at + 2], queries[at + 3]
-            a4, a5, a6, a7 = queries[at + 4], queries[at + 5], queries[at + 6], queries[at + 7]
-            b0, b1, b2, b3 = queries[other], queries[other + 1], queries[other + 2], queries[other + 3]
-            b4, b5, b6, b7 = queries[other + 4], queries[other + 5], queries[other + 6], queries[other + 7]
-            for j in range(T):
-                k0, k1, k2, k3 = keys[row + j], keys[row + T + j], keys[row + 2 * T + j], keys[row + 3 * T + j]
-                k4, k5, k6, k7 = keys[row + 4 * T + j], keys[row + 5 * T + j], keys[row + 6 * T + j], keys[row + 7 * T + j]
-                first[j] += a0 * k0 + a1 * k1 + a2 * k2 + a3 * k3 + a4 * k4 + a5 * k5 + a6 * k6 + a7 * k7
-                second[j] += b0 * k0 + b1 * k1 + b2 * k2 + b3 * k3 + b4 * k4 + b5 * k5 + b6 * k6 + b7 * k7
-
-    @jit
-    def accumulate(first, second, values, sums, place):
-        """Adds the tile's values, weighted, to the sums of two queries, which stand one after the other."""
-        for j in range(0, T, 8):
-            a0, a1, a2, a3 = first[j], first[j + 1], first[j + 2], first[j + 3]
-            a4, a5, a6, a7 = first[j + 4], first[j + 5], first[j + 6], first[j + 7]
-            b0, b1, b2, b3 = second[j], second[j + 1], second[j + 2], second[j + 3]
-            b4, b5, b6, b7 = second[j + 4], second[j + 5], second[j + 6], second[j + 7]
-            row, other = j * D, place + D
-            for d in range(D):
-                v0, v1, v2, v3 = values[row + d], values[row + D + d], values[row + 2 * D + d], values[row + 3 * D + d]
-                v4, v5, v6, v7 = values[row + 4 * D + d], values[row + 5 * D + d], values[row + 6 * D + d], values[row + 7 * D + d]
-                sums[place + d] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3 + a4 * v4 + a5 * v5 + a6 * v6 + a7 * v7
-                sums[other + d] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3 + b4 * v4 + b5 * v5 + b6 * v6 + b7 * v7
-
-    @jit
-    def power(x):
-        """2^x for x ≤ 0, as the polynomial's value and the power of two, in bits of a float, that it is to be multiplied by."""
-        x = max(x, least)
-        whole = np.int32(x)  # towards zero: what is left is from −1 to 0
-        x -= np.float32(whole)
-        return c0 + x * (c1 + x * (c2 + x * (c3 + x * (c4 + x * (c5 + x * c6))))), (whole + np.int32(127)) << np.int32(23)
-
-    @jit
-    def soften(weights, visible, high, total, sums, place, powers, power_bits):
-        """Scores become weights relative to the highest so far. Returns that and the sum of all weights so far; what was summed before is
-        brought to the same scale."""
+    def weigh(weights, place, visible, high, sums, into):
+        """A query's scores become weights relative to its highest so far. Returns that, their sum, and the factor by which what was summed
+        before shrinks, done for ``sums``."""
         for j in range(visible, T):
-            weights[j] = lowest
-        top = high
-        for j in range(T):
-            top = max(top, weights[j])
-        for j in range(T):
-            weights[j], power_bits[j] = power(weights[j] - top)
-        for j in range(T):
-            weights[j] *= powers[j]
-        for j in range(visible, T):
-            weights[j] = zero
-        if top > high:
-            value, power_bits[0] = power(high - top)
-            shrink = value * powers[0]
-            total *= shrink
+            weights[place + j] = lowest
+        top = max(high, highest(weights, place))
+        total = soften(weights, place, top)
+        for j in range(visible, T):  # of which the lowest, where nothing is visible, would else weigh 1
+            total -= weights[place + j]
+            weights[place + j] = zero
+        shrink = np.exp2(high - top)
+        if shrink != one:
             for d in range(D):
-                sums[place + d] *= shrink
-        for j in range(T):
-            total += weights[j]
-        return top, total
+                sums[into + d] *= shrink
+        return top, total, shrink
 
     @jit
-    def attend_task(task, head, call, query, cache, blocks, tokens, visible, partial, softmax, room, room_bits, room_signed, scale):
+    def attend_task(task, head, call, query, cache, blocks, tokens, visible, partial, softmax, room, scale):
         first_token, count, first_block, block_count = task[0], task[1], task[2], task[3]
-        kv_heads, group = call[KV_HEADS], call[GROUP]
-        queries_in_task = count * group
-        # This thread's room: a tile of keys, one of values, weights and powers of two, then queries and their sums, maxima and totals.
-        keys, values = room[: D * T], room[D * T : 2 * D * T]
-        key_bits, value_bits = room_bits[: D * T], room_bits[D * T : 2 * D * T]
-        at = 2 * D * T
-        first, second = room[at : at + T], room[at + T : at + 2 * T]
-        powers, power_bits = room[at + 2 * T : at + 3 * T], room_signed[at + 2 * T : at + 3 * T]
-        at += 3 * T
-        padded = queries_in_task + (queries_in_task & 1)
-        queries, query_bits = room[at : at + padded * D], room_bits[at : at + padded * D]
-        at += padded * D
-        sums = room[at : at + padded * D]
-        at += padded * D
-        highs, totals = room[at : at + padded], room[at + padded : at + 2 * padded]
-
+        group = call[GROUP]
+        size = count * group
+        # This thread's room: a tile of keys [D, T] and of values [T, D], weights [ROWS, T], then of each query itself, its sums, maximum, total.
+        keys, values, weights = room[: D * T], room[D * T : 2 * D * T], room[2 * D * T : (2 * D + ROWS) * T]
+        rest = room[(2 * D + ROWS) * T :]
+        queries, sums = rest[: QUERIES * D], rest[QUERIES * D : 2 * QUERIES * D]
+        highs, totals = rest[2 * QUERIES * D : 2 * QUERIES * D + QUERIES], rest[2 * QUERIES * D + QUERIES :]
         for index in range(count):
+            start = tokens[first_token + index] * call[QUERY_STRIDE] + head * group * D
             for member in range(group):
-                place = (index * group + member) * D
-                widen(query, tokens[first_token + index] * call[QUERY_STRIDE] + (head * group + member) * D, queries, query_bits, place, D)
-        for i in range(queries_in_task * D):
+                widen_query(query, start + member * D, queries, (index * group + member) * D)
+        for i in range(size * D):
             queries[i] *= scale
-        for i in range(queries_in_task * D, padded * D):
-            queries[i] = zero
-        for i in range(padded * D):
             sums[i] = zero
-        for i in range(padded):
+        for i in range(size):
             highs[i], totals[i] = lowest, zero
 
-        for block in range(0, block_count, per_tile):
-            loaded = min(per_tile, block_count - block)
+        for block in range(0, block_count, T // B):
+            loaded = min(T // B, block_count - block)
             for i in range(loaded):
                 start = blocks[first_block + block + i] * call[BLOCK_STRIDE] + head * call[HEAD_STRIDE]
                 for d in range(D):  # a block's keys lie transposed, [D, B], its values plain, [B, D]
-                    widen(cache, start + d * B, keys, key_bits, d * T + i * B, B)
-                widen(cache, start + D * B, values, value_bits, i * B * D, B * D)
+                    widen_keys(cache, start + d * B, keys, d * T + i * B)
+                widen_values(cache, start + D * B, values, i * B * D)
             for i in range(loaded * B * D, T * D):  # weighed with 0 below; but what is there may be no number
                 values[i] = zero
-            begun = block * B
-            for i in range(0, queries_in_task, 2):
-                score(queries, i * D, keys, first, second)
-                seen = min(max(visible[first_token + i // group] - begun, 0), loaded * B)
-                highs[i], totals[i] = soften(first, seen, highs[i], totals[i], sums, i * D, powers, power_bits)
-                if i + 1 < queries_in_task:
-                    seen = min(max(visible[first_token + (i + 1) // group] - begun, 0), loaded * B)
-                    highs[i + 1], totals[i + 1] = soften(second, seen, highs[i + 1], totals[i + 1], sums, (i + 1) * D, powers, power_bits)
-                accumulate(first, second, values, sums, i * D)
+            begun, seen = block * B, loaded * B
+            i = 0
+            while i < size:
+                rows = ROWS if size - i >= ROWS else 1
+                if rows == 1:
+                    score_one(queries, i * D, keys, weights, 0)
+                else:
+                    score(queries, i * D, keys, weights, 0)
+                for row in range(rows):
+                    ahead = min(max(visible[first_token + (i + row) // group] - begun, 0), seen)
+                    top, total, shrink = weigh(weights, row * T, ahead, highs[i + row], sums, (i + row) * D)
+                    highs[i + row], totals[i + row] = top, totals[i + row] * shrink + total
+                if rows == 1:
+                    add_values_one(weights, 0, values, sums, i * D)
+                else:
+                    add_values(weights, 0, values, sums, i * D)
+                i += rows
 
         for index in range(count):
             for member in range(group):
                 i = index * group + member
-                row = (first_token + index) * kv_heads * group + head * group + member
+                row = ((first_token + index) * call[KV_HEADS] + head) * group + member
                 softmax[2 * row], softmax[2 * row + 1] = highs[i], totals[i]
                 for d in range(D):
                     partial[row * D + d] = sums[i * D + d]
@@ -252,12 +193,10 @@ def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
         partial = carray(_pointer(call[PARTIAL]), call[TOKEN_COUNT] * heads * call[GROUP] * D, np.float32)
         softmax = carray(_pointer(call[SOFTMAX]), call[TOKEN_COUNT] * heads * call[GROUP] * 2, np.float32)
         thread, size = _take(call[THREAD:]), call[ROOM_SIZE]
-        start = _pointer(call[ROOM] + thread * size * 4)
-        room, room_bits, room_signed = carray(start, size, np.float32), carray(start, size, np.uint32), carray(start, size, np.int32)
+        room = carray(_pointer(call[ROOM] + thread * size * 4), size, np.float32)
         unit = _take(call[UNIT:])
         while unit < units:
-            attend_task(tasks[unit // heads], unit % heads, call, query, cache, blocks, tokens, visible, partial, softmax, room, room_bits,
-                        room_signed, scale)  # fmt: skip
+            attend_task(tasks[unit // heads], unit % heads, call, query, cache, blocks, tokens, visible, partial, softmax, room, scale)
             unit = _take(call[UNIT:])
 
     @numba.cfunc(types.void(types.CPointer(types.int64)), **_FAST)
