@@ -22,48 +22,48 @@ from lab.engines.arms import ARMS
 from lab.engines.run import Run
 from lab.stats import median_of, ratio
 from lab.steady import steady
+from lab.studies.ladder import Rung
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, BATCH, CLIENTS = 8, 8000, 32, 64
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Rung):
     """One thing to run: a workload under an arm, a kernel and an order of rows."""
 
-    workload: str
-    arm: str
-    kernel: str
-    sorted_rows: bool = False
+    workload: str = "steady"
 
     @property
     def name(self) -> str:
-        return f"{self.workload}, {self.arm}, {self.kernel}" + (", rows sorted" if self.sorted_rows else "")
+        return f"{self.workload}, {super().name}"
 
 
 STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
 CELLS = {
     "steady": [
-        Cell("steady", "FCFS", "paged"),
-        Cell("steady", "FCFS", "paged", sorted_rows=True),
-        Cell("steady", "FCFS", "packed"),
-        Cell("steady", "Feather", "packed"),
-        Cell("steady", "Feather (never stop)", "packed"),
+        Cell("FCFS", "paged"),
+        Cell("FCFS", "paged", sorted_rows=True),
+        Cell("FCFS", "packed"),
+        Cell("Feather", "packed"),
+        Cell("Feather (never stop)", "packed"),
     ],
     "cascade": [
-        Cell("steady", "FCFS", "cascade"),
-        Cell("steady", "Feather (never stop)", "cascade"),
-        *(Cell("steady", arm, "cascade") for arm in STOPPING),
+        Cell("FCFS", "cascade"),
+        Cell("Feather (never stop)", "cascade"),
+        *(Cell(arm, "cascade") for arm in STOPPING),
     ],
     "queue": [
-        Cell("full queue", "FCFS", "paged"),
-        Cell("full queue", "FCFS", "packed"),
-        Cell("full queue", "Feather (never stop)", "paged"),
-        Cell("full queue", "Feather (never stop)", "packed"),
+        Cell("FCFS", "paged", workload="full queue"),
+        Cell("FCFS", "packed", workload="full queue"),
+        Cell("Feather (never stop)", "paged", workload="full queue"),
+        Cell("Feather (never stop)", "packed", workload="full queue"),
     ],
-    "stranger": [Cell(f"{strangers} strangers", "FCFS", kernel) for kernel in ("paged", "cascade", "packed") for strangers in (0, 1)],
+    "stranger": [
+        Cell("FCFS", kernel, workload=f"{strangers} strangers") for kernel in ("paged", "cascade", "packed") for strangers in (0, 1)
+    ],
     "unshared": [
-        Cell(workload, "FCFS", kernel, rows)
+        Cell("FCFS", kernel, rows, workload=workload)
         for workload in ("unshared", "short prefixes")
         for kernel, rows in (("paged", False), ("paged", True), ("cascade", False), ("packed", False))
     ],
@@ -86,6 +86,7 @@ def workloads(requests: int, rng_seed: int) -> dict[str, Callable[[], Workload]]
 
 def layer(repeats: int) -> dict:
     """One layer's attention of 32 rows on one prefix, in ms, beside what bounds it: one read of the prefix, and the multiplications."""
+    from feather.vllm.attention.plan import make_plan
     from lab.kernels.batch import HEADS, even
     from lab.kernels.cpu_attention import CpuAttention
     from lab.kernels.pool import Pool
@@ -106,6 +107,9 @@ def layer(repeats: int) -> dict:
     shuffled = even(BATCH, GROUPS, "shuffled", PREFIX, 32)
     attend, queries = attention.prepare("paged", shuffled, pool.table(shuffled, 0)), pool.queries(BATCH, 0)
     calls["paged, 8 groups, shuffled rows"] = lambda: attend(queries)
+    lengths, one_each = np.array(batches[GROUPS].lengths), np.ones(BATCH, dtype=np.int64)
+    tables = pool.table(shuffled, 0).numpy()
+    calls["plan of a step, 8 groups, shuffled rows"] = lambda: make_plan(tables, lengths, one_each, 32, 1, False, 1, 1)
     flush = torch.empty(64 * 2**20, dtype=torch.uint8)
     prefix = PREFIX * pool.token_bytes
     source = torch.empty(prefix // 4)
@@ -243,35 +247,39 @@ def _ratios(found: dict[Cell, list[dict[str, float]]]) -> dict:
             return ratio([run[metric] for run in found[one]], [run[metric] for run in found[other]])._asdict()
         return None
 
-    stock = Cell("steady", "FCFS", "paged")
-    never = Cell("steady", "Feather (never stop)", "cascade")
+    stock = Cell("FCFS", "paged")
+    never = Cell("Feather (never stop)", "cascade")
     told = {
         "rows_sorted_over_stock_fcfs": over(replace(stock, sorted_rows=True), stock),
         "rows_sorted_ttft_p99": over(replace(stock, sorted_rows=True), stock, "time to first token, p99"),
         "steady_packed_over_stock_fcfs": over(replace(stock, kernel="packed"), stock),
         "steady_packed_ttft_p99": over(replace(stock, kernel="packed"), stock, "time to first token, p99"),
-        "steady_feather_packed_over_stock_fcfs": over(Cell("steady", "Feather", "packed"), stock),
-        "steady_feather_packed_ttft_p99": over(Cell("steady", "Feather", "packed"), stock, "time to first token, p99"),
-        "steady_never_stop_packed_over_stock_fcfs": over(Cell("steady", "Feather (never stop)", "packed"), stock),
+        "steady_feather_packed_over_stock_fcfs": over(Cell("Feather", "packed"), stock),
+        "steady_feather_packed_ttft_p99": over(Cell("Feather", "packed"), stock, "time to first token, p99"),
+        "steady_never_stop_packed_over_stock_fcfs": over(Cell("Feather (never stop)", "packed"), stock),
         "full_queue_packed_over_stock_fcfs": over(
-            Cell("full queue", "Feather (never stop)", "packed"), Cell("full queue", "FCFS", "paged")
+            Cell("Feather (never stop)", "packed", workload="full queue"), Cell("FCFS", "paged", workload="full queue")
         ),
-        "full_queue_fcfs_packed_over_stock_fcfs": over(Cell("full queue", "FCFS", "packed"), Cell("full queue", "FCFS", "paged")),
+        "full_queue_fcfs_packed_over_stock_fcfs": over(
+            Cell("FCFS", "packed", workload="full queue"), Cell("FCFS", "paged", workload="full queue")
+        ),
     }
     for kernel in ("paged", "cascade", "packed"):
-        told[f"m1_cliff_{kernel}"] = over(Cell("0 strangers", "FCFS", kernel), Cell("1 strangers", "FCFS", kernel), "decode throughput")
+        told[f"m1_cliff_{kernel}"] = over(
+            Cell("FCFS", kernel, workload="0 strangers"), Cell("FCFS", kernel, workload="1 strangers"), "decode throughput"
+        )
     for workload in ("unshared", "short prefixes"):
-        plain = Cell(workload, "FCFS", "paged")
+        plain = Cell("FCFS", "paged", workload=workload)
         key = workload.replace(" ", "_")
         told[f"{key}_rows_sorted"] = over(replace(plain, sorted_rows=True), plain, "decode throughput")
         for kernel in ("cascade", "packed"):
             told[f"{key}_{kernel}"] = over(replace(plain, kernel=kernel), plain, "decode throughput")
-    stopping = [Cell("steady", arm, "cascade") for arm in STOPPING if Cell("steady", arm, "cascade") in found]
+    stopping = [Cell(arm, "cascade") for arm in STOPPING if Cell(arm, "cascade") in found]
     if stopping and never in found:
         best = max(stopping, key=lambda cell: np.median([run["throughput"] for run in found[cell]]))
         told["steady_cascade_best_stopping"] = best.arm
         told["steady_cascade_stopping_over_never_stop"] = over(best, never)
-        told["steady_cascade_stopping_over_fcfs"] = over(best, Cell("steady", "FCFS", "cascade"))
+        told["steady_cascade_stopping_over_fcfs"] = over(best, Cell("FCFS", "cascade"))
     return {name: value for name, value in told.items() if value is not None}
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def main(out: Path) -> None:
+    from feather.options import KERNELS
     from lab import figures
     from lab.engines import make_engine
     from lab.engines.arms import ARMS
-    from lab.model.steptime import KERNELS
     from lab.stats import Ratio
     from lab.studies.evaluation import over_groups
     from lab.studies.study import Study

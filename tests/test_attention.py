@@ -1,5 +1,7 @@
 """Attention that computes shared prefixes once: who attends to what, and with which result, without an engine."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -190,3 +192,29 @@ def test_the_kernel_computes_attention(dtype, tolerance):
             torch.testing.assert_close(output.float()[plan.merged], wanted[taken][plan.merged], atol=tolerance, rtol=tolerance)
         untouched = np.setdiff1d(np.arange(len(taken)), plan.merged)
         assert (output[untouched] == 7).all(), "rows that share nothing are left to vLLM's kernel"
+
+
+@pytest.mark.parametrize("when", ["it is made", "it plans"])
+def test_after_a_failure_vllms_kernel_serves_the_rest_of_the_run(monkeypatch, when):
+    pytest.importorskip("vllm")
+    from feather.vllm.attention import backend
+
+    def fails(*_):
+        raise OSError("no threads")
+
+    builder = object.__new__(backend.Builder)
+    vars(builder).update(mode="packed", sorts=True, _attend=None, _layers=[SimpleNamespace(scale=1.0)], dtype=torch.float32)
+    vars(builder).update(num_heads=1, num_kv_heads=1, head_dim=16, block_size=16)
+    told = []
+    monkeypatch.setattr(backend.logger, "exception", told.append)
+    monkeypatch.setattr(backend, "reason_against", lambda *_: "")
+    if when == "it is made":
+        monkeypatch.setattr(backend, "Attend", fails)
+        builder.use("packed")
+    else:
+        plain = backend.cpu_attn.CPUAttentionMetadata(1, 1, torch.zeros(2), 1, torch.zeros(1), torch.zeros(1, 1), torch.zeros(1), None)
+        monkeypatch.setattr(backend.cpu_attn.CPUAttentionMetadataBuilder, "build", lambda *_: plain)
+        monkeypatch.setattr(backend.Builder, "_plan", fails)
+        metadata = builder.build(0, None)
+        assert metadata.attend is metadata.tokens is metadata.others is None
+    assert (builder.mode, builder.sorts) == ("paged", False) and len(told) == 1

@@ -57,19 +57,6 @@ class Play:
 # -- vLLM ----------------------------------------------------------------------------------------------------------------
 
 
-class Grammar:
-    """Accepts everything."""
-
-    def accept_tokens(self, request_id, tokens):
-        return True
-
-    def validate_tokens(self, tokens):
-        return tokens
-
-    def is_terminated(self):
-        return False
-
-
 class Loading(modelless.Driver):
     """The KV of one waiting request a step arrives from elsewhere, where a connector loads any."""
 
@@ -137,7 +124,7 @@ class PlayVllm(Play):
 
     def compile(self):
         if self.uncompiled:
-            self.uncompiled.pop(0).structured_output_request._grammar.set_result(Grammar())
+            self.uncompiled.pop(0).structured_output_request._grammar.set_result(modelless.Grammar())
 
     def abort(self):
         if self.scheduler.requests:

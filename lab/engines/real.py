@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from feather.options import KERNELS
 from feather.vllm.attention import register
 from lab import machine
 from lab.engines.arms import ARMS, Arm
 from lab.engines.run import Run, like_neighbours, moments
 from lab.llm import MODELS
-from lab.model.steptime import KERNELS
 from lab.workloads import Prompt, Workload
 
 

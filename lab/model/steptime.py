@@ -19,9 +19,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from feather.options import KERNELS
 from lab.model.hardware import Device
-
-KERNELS = ("paged", "cascade", "packed")
 
 
 class Shape(Protocol):

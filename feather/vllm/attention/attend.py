@@ -11,7 +11,8 @@ from feather.vllm.attention.plan import Plan
 
 
 class Attend:
-    """The compiled kernel with the room it works in, for all layers of one shape. Compiles when made, which takes seconds.
+    """The compiled kernel with the room it works in, for all layers of one shape. Compiles when made, which takes seconds, and raises OSError
+    where there are no threads to run it on.
 
     Args:
         query_heads, kv_heads, head_size, block_size: of the layers.
@@ -20,6 +21,7 @@ class Attend:
     """
 
     def __init__(self, query_heads: int, kv_heads: int, head_size: int, block_size: int, dtype: torch.dtype, scale: float):
+        threads.openmp()
         self._attend, self._merge = kernel.compiled(head_size, block_size, str(dtype).removeprefix("torch."))
         self._heads, self._head_size = query_heads, head_size
         self._call = np.zeros(kernel.CALL, dtype=np.int64)

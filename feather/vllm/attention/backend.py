@@ -18,7 +18,7 @@ from vllm.v1.attention.backends import cpu_attn
 from feather.options import Options
 from feather.vllm.attention.attend import Attend
 from feather.vllm.attention.counters import Counters, path
-from feather.vllm.attention.plan import Plan, make_plan, sort_rows
+from feather.vllm.attention.plan import make_plan, sort_rows
 from feather.vllm.attention.vectors import LANES
 
 logger = init_logger("vllm.feather")
@@ -26,7 +26,7 @@ logger = init_logger("vllm.feather")
 LEAST_TOKENS = 128
 """a shorter prefix is not worth a task of its own"""
 LEAST_READ = 65_536
-"""tokens of keys and values, over all layers, that a step reads: with fewer, planning takes longer than sharing saves (8 groups of 256 tokens, 32
+"""tokens of keys and values, over all layers, that a step reads: with fewer, planning and merging cost more than sharing saves (8 groups of 256 tokens, 32
 rows, 4 layers: 0.84 × paged throughput; ``benchmarks.attention``)"""
 MOST_QUERIES = 256
 """rows with more, such as a long prefill, go to vLLM's kernel, which is made for them"""
@@ -46,6 +46,8 @@ class Metadata(cpu_attn.CPUAttentionMetadata):
 
 class Builder(cpu_attn.CPUAttentionMetadataBuilder):
     """Plans each step. ``mode`` and ``sorts`` can be changed between steps."""
+
+    dtype: torch.dtype
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -67,8 +69,11 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
             logger.warning("Feather leaves attention to vLLM's kernel (attention=%r has no effect): %s", mode, against)
             self.mode = "paged"
             return
-        layer = self._layers[0]
-        self._attend = Attend(self.num_heads, self.num_kv_heads, self.head_dim, self.block_size, self.dtype, layer.scale)
+        scale = self._layers[0].scale
+        try:
+            self._attend = Attend(self.num_heads, self.num_kv_heads, self.head_dim, self.block_size, self.dtype, scale)
+        except Exception:
+            self._fail()
 
     def build(self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False) -> Metadata:
         vllms = super().build(common_prefix_len, common_attn_metadata, fast_build)
@@ -91,15 +96,16 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
         queries = np.diff(starts[: len(lengths) + 1])
         rows = np.arange(len(lengths))
         self.counters.add(steps=1, rows=len(rows))
-        plan: Plan | None = None
-        if self.mode != "paged" and int(lengths.sum()) * len(self._layers) >= LEAST_READ:
+        attend, plan = None if self.mode == "paged" else self._attend, None
+        if attend is not None and int(lengths.sum()) * len(self._layers) >= LEAST_READ:
             group, least = self.num_heads // self.num_kv_heads, max(1, LEAST_TOKENS // self.block_size)
             plan = make_plan(table, lengths, queries, self.block_size, group, self.mode == "cascade", least, MOST_QUERIES)
-        if plan is not None:
+        if attend is not None and plan is not None:
             self.counters.add(**{self.mode: 1}, shared_rows=plan.shared_rows, saved_tokens=plan.saved_blocks * self.block_size)
-            self._attend.use(plan)
-            metadata.attend = self._attend
+            attend.use(plan)
+            metadata.attend = attend
             rows = plan.rest
+        # A long prefill is not carried about for the sake of the rows beside it.
         if self.sorts and len(rows) > 2 and metadata.num_actual_tokens <= len(lengths) * MOST_QUERIES:
             rows = rows[sort_rows(table[rows], (lengths[rows] - queries[rows]) // self.block_size)]
         if len(rows) and (plan is not None or (np.diff(rows) < 0).any()):
@@ -183,10 +189,12 @@ def _layout_is_known(builder: Builder) -> bool:
     size, block, heads = builder.head_dim, builder.block_size, builder.num_kv_heads
     keys, values = torch.randn(2, block, heads, size).to(builder.dtype), torch.randn(2, block, heads, size).to(builder.dtype)
     cache = torch.zeros(2, heads, 2 * block, size, dtype=builder.dtype)
+    kept_keys, kept_values = cache.chunk(2, dim=2)
     ops.cpu_attn_reshape_and_cache(
         keys.flatten(0, 1),
         values.flatten(0, 1),
-        *cache.chunk(2, dim=2),
+        kept_keys,
+        kept_values,
         torch.arange(2 * block),
         builder.isa,
         k_scale=1.0,

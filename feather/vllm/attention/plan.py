@@ -90,7 +90,10 @@ class Plan:
 class _Tasks:
     def __init__(self, most_tokens: int, block_size: int):
         self._most_tokens, self._most_blocks, self._block_size = most_tokens, max(1, KEYS // block_size), block_size
-        self._tasks, self._tokens, self._visible, self._blocks = [], [], [], []
+        self._tasks: list[tuple[int, int, int, int]] = []
+        self._tokens: list[np.ndarray] = []
+        self._visible: list[np.ndarray] = []
+        self._blocks: list[np.ndarray] = []
         self._token_count = self._block_count = 0
 
     def add(self, tokens: np.ndarray, visible: np.ndarray, blocks: np.ndarray) -> None:

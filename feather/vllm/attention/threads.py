@@ -9,7 +9,7 @@ from typing import Any
 
 
 @cache
-def _openmp() -> Any:
+def openmp() -> Any:
     """``GOMP_parallel`` of the OpenMP library that PyTorch has loaded: GNU's, or the one that stands in for it where one is preloaded. Raises
     OSError where there is none."""
     for library in (None, "libgomp.so.1"):  # None: what is visible to all, such as a preloaded library
@@ -24,4 +24,4 @@ def _openmp() -> Any:
 
 def run(function: int, argument: int, threads: int) -> None:
     """Call the C function at an address with an argument, on so many threads at once; returns when all have. The GIL is free meanwhile."""
-    _openmp()(function, argument, threads, 0)
+    openmp()(function, argument, threads, 0)
