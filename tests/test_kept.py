@@ -153,18 +153,22 @@ def test_whenever_it_is_killed_the_file_is_whole(tmp_path, end):
     file = tmp_path / "learned.json"
     policy = taught(900)
     code = (
-        "import sys\nsys.path[:0] = [{root!r}]\nfrom feather.memory import Memory\nfrom feather.policies.bandit import Bandit\nimport logging\n"
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it\n"
+        "sys.path[:0] = [{root!r}]\nfrom feather.memory import Memory\nfrom feather.policies.bandit import Bandit\nimport logging\n"
         "policy = Bandit()\npolicy.load({start!r})\nmemory = Memory({file!r}, logging.getLogger())\nmemory.keep(policy, now=True)\n"
         "print('ready', flush=True)\nwhile True: memory.keep(policy, now=True)\n"
     ).format(root=ROOT, file=str(file), start=str(tmp_path / "start.json"))
     policy.save(tmp_path / "start.json")
     for attempt in range(4):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process.stdout.readline()
-        time.sleep(0.007 * attempt)
-        process.send_signal(end)
-        process.wait(10)
-        process.stdout.close()
+        try:
+            process.stdout.readline()
+            time.sleep(0.007 * attempt)
+            process.send_signal(end)
+            process.wait(10)
+        finally:
+            process.kill()
+            process.stdout.close()
         assert kept(file) == policy.table
 
 
