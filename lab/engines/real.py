@@ -41,7 +41,9 @@ class RealEngine:
     kernel: str = "paged"
     """attention: "paged", "cascade" (vLLM's own on a GPU, Feather's on a CPU) or "packed" (CPU only); ``use_kernel`` exchanges it between runs"""
     sorted_rows: bool = False
-    """rows of one prefix side by side in the batch (CPU only)"""
+    """rows of one prefix side by side in the batch (on a GPU only with ``runner="V2"``)"""
+    runner: str = "V1"
+    """vLLM's model runner on a GPU: "V1", which alone knows cascade attention, or "V2", its default, which alone follows an order of rows"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
@@ -58,15 +60,17 @@ class RealEngine:
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
         shape = MODELS[self.model]
+        runners = ("V1", "V2") if self.backend == "gpu" else ("V1",)
+        if self.runner not in runners:
+            raise ValueError(f"runner={self.runner!r} is not one of: {', '.join(runners)} (backend {self.backend})")
         if self.kv_gib < 1 or self.kv_gib != int(self.kv_gib):
             raise ValueError(f"kv_gib={self.kv_gib} must be a whole number of GiB, at least 1")
         if self.backend == "cpu":
             machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
-        # Read by vLLM at import: the engine in this process, nothing fetched, and on a GPU the model runner that knows
-        # cascade attention, in every arm.
+        # Read by vLLM at import: the engine in this process, nothing fetched, and one model runner in every arm.
         os.environ.update(
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_USE_V2_MODEL_RUNNER="0",
+            VLLM_USE_V2_MODEL_RUNNER=str(int(self.runner == "V2")),
             VLLM_CPU_KVCACHE_SPACE=str(int(self.kv_gib)),
             HF_HUB_OFFLINE="1",
         )
@@ -81,8 +85,10 @@ class RealEngine:
                 f"backend {self.backend!r}: the vLLM in this environment is the build for {current_platform.device_name}; "
                 f"./run_all.sh --backend {self.backend} uses the environment that fits"
             )
-        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms.
-        options = {"disable_cascade_attn": False} if self.backend == "gpu" else {"enforce_eager": True}
+        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms. With async scheduling
+        # a step's time would be its neighbour's; vLLM's build for CPUs has none.
+        gpu = {"disable_cascade_attn": self.runner == "V2", "async_scheduling": False}
+        options = gpu if self.backend == "gpu" else {"enforce_eager": True}
         self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
         if self.kv_tokens is not None:
             least = shape.max_tokens + self.block_size  # vLLM keeps a block for itself
@@ -115,8 +121,10 @@ class RealEngine:
 
     def _watch_cascade(self) -> None:
         """Notice, on a GPU from inside the model runner, the steps in which it decides for the cascade kernel."""
-        decide = self._runner._compute_cascade_attn_prefix_lens
         self._cascaded = False
+        if self.runner == "V2":
+            return
+        decide = self._runner._compute_cascade_attn_prefix_lens
 
         def watched(*arguments, **named):
             lengths = decide(*arguments, **named)
@@ -138,11 +146,13 @@ class RealEngine:
         if kernel not in KERNELS:
             raise ValueError(f"kernel={kernel!r} is not one of: {', '.join(KERNELS)}")
         if self.backend == "gpu":
-            if kernel == "packed" or sorted_rows:
+            if kernel == "packed" or (sorted_rows if self.runner == "V1" else kernel != "paged"):
                 raise ValueError(
-                    f"kernel={kernel!r}, sorted_rows={sorted_rows}: on a GPU vLLM has paged and cascade attention, and its own order of rows"
+                    f"kernel={kernel!r}, sorted_rows={sorted_rows}: on a GPU vLLM has cascade attention under runner V1 alone, and takes an "
+                    f"order of rows under V2 alone; this engine runs {self.runner}"
                 )
             self._runner.cascade_attn_enabled = kernel == "cascade"
+            self.scheduler.sorted_rows = sorted_rows
         else:
             for builder in self._builders:
                 builder.use(kernel)
@@ -228,8 +238,9 @@ class RealEngine:
             if len(self.scheduler.steps) > steps_before:
                 step_times.append(ended - start)
                 step_seconds.append(ended - began)
-                rows, groups = self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups
-                if self.sorted_rows:  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                groups = self.scheduler.steps[-1].groups
+                rows = groups if self.runner == "V2" else self._runner.input_batch.req_ids
+                if self.sorted_rows and self.backend == "cpu":  # the runner's rows stay as they are; it is the kernel that is given them by prefix
                     rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
                 neighbours.append(like_neighbours(rows, groups))
                 cascade.append(self._cascaded or self._shared_steps() > shared_before)
