@@ -29,6 +29,7 @@ from lab import book
 from lab.artifact import outputs, recorded
 from lab.artifact.gallery import gallery
 from lab.book import ROOT
+from lab.studies.study import read
 from lab.studies.words import listed
 
 TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies")
@@ -58,7 +59,7 @@ def publish(out: Path) -> Path:
     for name in ("claims.csv", "run.json"):
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
-    pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
+    read(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
     modelled = run["backend"] == "sim"
     if not modelled:
         recorded.keep_as_reference(target.name, ROOT)

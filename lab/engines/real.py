@@ -240,7 +240,9 @@ class RealEngine:
                 step_seconds.append(ended - began)
                 groups = self.scheduler.steps[-1].groups
                 rows = groups if self.runner == "V2" else self._runner.input_batch.req_ids
-                if self.sorted_rows and self.backend == "cpu":  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                if (
+                    self.sorted_rows and self.backend == "cpu"
+                ):  # the runner's rows stay as they are; it is the kernel that is given them by prefix
                     rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
                 neighbours.append(like_neighbours(rows, groups))
                 cascade.append(self._cascaded or self._shared_steps() > shared_before)

@@ -21,7 +21,7 @@ from lab.kernels.pool import Pool
 from lab.model import calibration
 from lab.model.bandwidth import Fit, calibrate, fit
 from lab.stats import Ratio
-from lab.studies.study import Condition, Study, compare, frame
+from lab.studies.study import Condition, Study, compare, frame, read
 
 STUDY = "31_attention_kernel"
 SUFFIX = 32  # tokens of each row's own
@@ -215,7 +215,7 @@ def _orders(groups: int, requests: int) -> tuple[str, ...]:
 def recorded() -> pd.DataFrame:
     """Rows of this study that were measured on other devices and kept in the repository; empty where there are none."""
     files = sorted((Path(__file__).parents[2] / "data" / "recorded").glob("*/decode_attention*.csv.gz"))
-    return frame([row for file in files for row in pd.read_csv(file).to_dict("records")])
+    return frame([row for file in files for row in read(file).to_dict("records")])
 
 
 # -- the notebook ------------------------------------------------------------------------------------------------------

@@ -283,6 +283,11 @@ def _provenance(engine: Engine) -> dict[str, str]:
     return machine.provenance(engine.backend, engine.device_name, engine.engine_version)
 
 
+def read(path: str | Path) -> pd.DataFrame:
+    """Tidy rows as they were written. A revision stays text, also one that has no letter in it."""
+    return pd.read_csv(path, dtype={"revision": str})
+
+
 def frame(rows: list[dict]) -> pd.DataFrame:
     """Rows as a table whose parameters are columns of their own. A parameter that has the name of one of ``COLUMNS`` stands in that column where the
     row says nothing there itself, as rows do that were kept before there was such a column."""
