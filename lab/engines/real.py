@@ -59,6 +59,8 @@ class RealEngine:
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
+        if self.model not in MODELS:
+            raise ValueError(f"model {self.model!r} is not one of: {', '.join(MODELS)}")
         shape = MODELS[self.model]
         runners = ("V1", "V2") if self.backend == "gpu" else ("V1",)
         if self.runner not in runners:

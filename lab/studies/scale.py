@@ -113,7 +113,7 @@ def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) ->
 
     told = asdict(setting)
     if given:
-        told = {name: value for name, value in told.items() if name not in ("model", "device", "kernel", "inside")}
+        told = {name: value for name, value in told.items() if name not in ("device", "kernel", "inside")} | {"model": engine.model}
     return Condition(arm.name, {"figure": figure, **told}, run, engine)
 
 
