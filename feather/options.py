@@ -11,7 +11,7 @@ from feather.cht import ORDERS
 from feather.former import BatchFormer
 from feather.policies import POLICIES, Guard, NeverStop, Policy, Traced
 from feather.policies.registry import policy_options
-from feather.settings import check_setting, setting
+from feather.settings import check_setting, setting, shown
 
 logger = logging.getLogger("feather")
 
@@ -97,12 +97,12 @@ class Options:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(known)}"
-                raise ValueError(f"unknown option {name!r}: {hint}")
+                raise ValueError(f"unknown option {shown(name)}: {hint}")
         values = {name: given.get(name, declared.default) for name, declared in known.items()}
         for name, declared in known.items():
             check_setting(name, values[name], declared)
         if values["policy"] not in POLICIES:
-            raise ValueError(f"option policy={values['policy']!r} must be one of: {', '.join(POLICIES)}")
+            raise ValueError(f"option policy={shown(values['policy'])} must be one of: {', '.join(POLICIES)}")
         own = {name: values.pop(name) for name in policy_options()}
         for name, value in {**values, "of_policies": own}.items():
             object.__setattr__(self, name, value)
@@ -122,23 +122,23 @@ class Options:
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
         """The options that a user wrote, flat. Raises ValueError that names the first wrong one."""
         if not isinstance(mapping, Mapping):
-            raise ValueError(f"Feather's options are {mapping!r}, not names with values: {_EXAMPLE}")
+            raise ValueError(f"Feather's options are {shown(mapping)}, not names with values: {_EXAMPLE}")
         if "feather" in mapping:
             raise ValueError(f'"feather" stands inside itself: {_EXAMPLE}')
         if "of_policies" in mapping:
             raise ValueError("unknown option 'of_policies': write the policies' options beside the others")
-        return cls(**{str(name): value for name, value in mapping.items()})
+        return cls({str(name): value for name, value in mapping.items()})
 
     @classmethod
     def from_additional_config(cls, config: Any) -> "Options":
         """The options under "feather" in vLLM's ``additional_config``; what else is there is for others. Raises ValueError where one of
         Feather's stands outside, or "feather" is misspelt."""
         if isinstance(config, (str, bytes, int, float, list, tuple)):
-            raise ValueError(f"--additional-config is {config!r}: {_EXAMPLE}")
+            raise ValueError(f"--additional-config is {shown(config)}: {_EXAMPLE}")
         config = config if isinstance(config, Mapping) else {}
         for name in config.keys() - {"feather"}:
-            if name in cls.known() or get_close_matches(str(name).lower(), ["feather"], cutoff=0.75):
-                raise ValueError(f'--additional-config: {name!r} stands where "feather" should: {_EXAMPLE}')
+            if name in cls.known() or _meant(name, config[name]):
+                raise ValueError(f'--additional-config: {shown(name)} stands where "feather" should: {_EXAMPLE}')
         return cls.from_mapping(config.get("feather", {}))
 
     def for_rank(self, rank: int) -> "Options":
@@ -181,3 +181,10 @@ class Options:
     def make_former(self, **engine: Any) -> BatchFormer:
         """A batch former with this policy. ``engine``: what only the engine knows, see ``BatchFormer``."""
         return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, self.saturated_after, **engine)
+
+
+def _meant(name: Any, value: Any) -> bool:
+    """Whether a key beside "feather" was meant to be it: misspelt, longer ("feather_options"), or with "feather" inside it."""
+    word = str(name)[:99].lower()
+    close = word.startswith("feather") or get_close_matches(word, ["feather"], cutoff=0.75)
+    return bool(close) or isinstance(value, Mapping) and "feather" in value

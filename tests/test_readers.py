@@ -57,6 +57,8 @@ FORMS = {
     "byte-order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
     "UTF-16": lambda text: text.encode("utf-16"),
     "UTF-16, big end first": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "UTF-16 without a mark": lambda text: text.encode("utf-16-le"),
+    "UTF-16 without a mark, big end first": lambda text: text.encode("utf-16-be"),
     "UTF-32": lambda text: text.encode("utf-32"),
     "Windows line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "old Mac line ends": lambda text: text.replace("\n", "\r").encode(),
@@ -153,6 +155,23 @@ def test_a_cell_may_hold_a_comma_in_quotation_marks_and_be_very_long(tmp_path):
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([HEADER.strip().split(","), [1, "a, b", 10, 4, 14, "x"], [2, "y" * 200_000, 10, 4, 14, "x"]])
     assert [request.time for request in traces.read_burstgpt(path).requests] == [1, 2]
+
+
+@every_reader
+def test_files_put_one_after_the_other_keep_all_lines(read, tmp_path):
+    path = tmp_path / "file"
+    marked = "\ufeff" + good(read, 1)
+    path.write_text("\ufeff" + file_of(read, [good(read, 0), marked, good(read, 2)]), encoding="utf-8")
+    assert found(read, path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 10**5, b"x," * 10**5, b"PK\3\4" + b"\0" * 999])
+def test_a_header_that_is_none_is_shown_in_a_short_line(content, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="line 1: the header lacks the column 'Timestamp'; it has .*; fetch it again") as error:
+        traces.read_burstgpt(path)
+    assert len(str(error.value)) - len(str(path)) < 250
 
 
 @pytest.mark.parametrize("name, encoding", [("Jérôme", "latin-1"), ("报告", "gbk"), ("Καλημέρα", "cp1253")])
