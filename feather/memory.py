@@ -22,7 +22,7 @@ class Memory:
     def __init__(self, path: str, logger: Logger):
         self._path = Path(path) if path else None
         self._logger = logger
-        self._saved = float("-inf")
+        self._saved, self._saved_idle = time.monotonic(), float("-inf")
         self._told = False
 
     def recall(self, policy: Policy) -> None:
@@ -38,10 +38,10 @@ class Memory:
 
     def keep(self, policy: Policy, idle: bool = False, now: bool = False) -> None:
         """A step has run: save if it is time, or ``now``. ``idle``: it was the last for the moment."""
-        due = self._saved + (_IDLE if idle else _BUSY)
-        if self._path is None or policy.kind is None or not (now or time.monotonic() >= due):
+        moment, due = time.monotonic(), self._saved_idle + _IDLE if idle else self._saved + _BUSY
+        if self._path is None or policy.kind is None or not (now or moment >= due):
             return
-        self._saved = time.monotonic()
+        self._saved, self._saved_idle = moment, moment if idle else self._saved_idle
         try:
             if not is_ours(str(self._path)):
                 raise OSError("another process keeps its own there: give each server a file")

@@ -12,13 +12,15 @@ from feather.cht import ORDERS
 from feather.former import BatchFormer
 from feather.policies import POLICIES, Guard, NeverStop, Policy, Traced
 from feather.policies.registry import policy_options
-from feather.settings import check_setting, setting
+from feather.settings import check_setting, setting, shown
 
 logger = logging.getLogger("feather")
 
 VARIABLE = "FEATHER_OPTIONS"
 
 _EXAMPLE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS='{"policy": "never_stop"}' for SGLang"""
+KERNELS = ("paged", "cascade", "packed")
+ROW_ORDERS = ("engine", "prefix")
 
 
 @dataclass(frozen=True, init=False)
@@ -47,6 +49,17 @@ class Options:
         'which request comes first: "cost" (of the batch\'s relatives, the one with fewest chunks outside it; the paper\'s), "tip" (the one '
         'that loses least shared prefix), or "arrival" (no order, only stopping, for ablations)',
         choices=ORDERS,
+    )
+    rows: str = setting(
+        "engine",
+        'order of the rows in a step\'s batch: "engine" (the engine\'s own), or "prefix" (rows of one prefix side by side, whoever was admitted when)',
+        choices=ROW_ORDERS,
+    )
+    attention: str = setting(
+        "paged",
+        'attention kernel on a CPU: "paged" (vLLM\'s own), "cascade" (a prefix is computed once where all running requests share it), or "packed" '
+        "(each prefix is computed once for all that share it)",
+        choices=KERNELS,
     )
     straggler_share: float = setting(
         0.5,
@@ -87,12 +100,12 @@ class Options:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(known)}"
-                raise ValueError(f"unknown option {name!r}: {hint}")
+                raise ValueError(f"unknown option {shown(name)}: {hint}")
         values = {name: given.get(name, declared.default) for name, declared in known.items()}
         for name, declared in known.items():
             check_setting(name, values[name], declared)
         if values["policy"] not in POLICIES:
-            raise ValueError(f"option policy={values['policy']!r} must be one of: {', '.join(POLICIES)}")
+            raise ValueError(f"option policy={shown(values['policy'])} must be one of: {', '.join(POLICIES)}")
         own = {name: values.pop(name) for name in policy_options()}
         for name, value in {**values, "of_policies": own}.items():
             object.__setattr__(self, name, value)
@@ -112,23 +125,23 @@ class Options:
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
         """The options that a user wrote, flat. Raises ValueError that names the first wrong one."""
         if not isinstance(mapping, Mapping):
-            raise ValueError(f"Feather's options are {mapping!r}, not names with values: {_EXAMPLE}")
+            raise ValueError(f"Feather's options are {shown(mapping)}, not names with values: {_EXAMPLE}")
         if "feather" in mapping:
             raise ValueError(f'"feather" stands inside itself: {_EXAMPLE}')
         if "of_policies" in mapping:
             raise ValueError("unknown option 'of_policies': write the policies' options beside the others")
-        return cls(**{str(name): value for name, value in mapping.items()})
+        return cls({str(name): value for name, value in mapping.items()})
 
     @classmethod
     def from_additional_config(cls, config: Any) -> "Options":
         """The options under "feather" in vLLM's ``additional_config``; what else is there is for others. Raises ValueError where one of
         Feather's stands outside, or "feather" is misspelt."""
         if isinstance(config, (str, bytes, int, float, list, tuple)):
-            raise ValueError(f"--additional-config is {config!r}: {_EXAMPLE}")
+            raise ValueError(f"--additional-config is {shown(config)}: {_EXAMPLE}")
         config = config if isinstance(config, Mapping) else {}
         for name in config.keys() - {"feather"}:
-            if name in cls.known() or get_close_matches(str(name).lower(), ["feather"], cutoff=0.75):
-                raise ValueError(f'--additional-config: {name!r} stands where "feather" should: {_EXAMPLE}')
+            if name in cls.known() or _meant(name, config[name]):
+                raise ValueError(f'--additional-config: {shown(name)} stands where "feather" should: {_EXAMPLE}')
         return cls.from_mapping(config.get("feather", {}))
 
     @classmethod
@@ -137,10 +150,10 @@ class Options:
         text = os.environ.get(VARIABLE, "{}")
         try:
             found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{VARIABLE}={text!r} is no JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{VARIABLE}={shown(text)} is no JSON: {error}") from None
         if not isinstance(found, dict):
-            raise ValueError(f'{VARIABLE}={text!r} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
+            raise ValueError(f'{VARIABLE}={shown(text)} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
         return cls.from_mapping(found)
 
     def for_rank(self, rank: int) -> "Options":
@@ -153,6 +166,11 @@ class Options:
         """Every option with its value, as ``from_mapping`` takes them."""
         common = {declared.name: getattr(self, declared.name) for declared in fields(self) if declared.name != "of_policies"}
         return {**common, **self.of_policies}
+
+    @property
+    def changes_steps(self) -> bool:
+        """Whether the attention backend has anything to do."""
+        return self.attention != "paged" or self.rows != "engine"
 
     def settings(self) -> Any:
         """The chosen policy's own options, as its ``settings`` class holds them."""
@@ -178,3 +196,10 @@ class Options:
     def make_former(self, **engine: Any) -> BatchFormer:
         """A batch former with this policy. ``engine``: what only the engine knows, see ``BatchFormer``."""
         return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, self.saturated_after, **engine)
+
+
+def _meant(name: Any, value: Any) -> bool:
+    """Whether a key beside "feather" was meant to be it: misspelt, longer ("feather_options"), or with "feather" inside it."""
+    word = str(name)[:99].lower()
+    close = word.startswith("feather") or get_close_matches(word, ["feather"], cutoff=0.75)
+    return bool(close) or isinstance(value, Mapping) and "feather" in value

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -139,3 +140,10 @@ def describe() -> dict[str, str]:
         "Feather": revision(),
         **versions(),
     }
+
+
+def speak_any_locale() -> None:
+    """A character that the terminal does not have is shown as a question mark, and ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

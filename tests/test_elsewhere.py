@@ -136,7 +136,7 @@ def no_kernel(self, name):
 def command_line(folder, arguments):
     """The command in another process, over the made-up notebooks of ``folder``."""
     code = (
-        "import pathlib, sys; from lab import book; from lab.artifact import cli, console; console.speak_any_locale(); "
+        "import pathlib, sys; from lab import book; from lab import machine; from lab.artifact import cli; machine.speak_any_locale(); "
         f"book.NOTEBOOKS = pathlib.Path({str(folder)!r}); "
         "book.ENTRIES = {path.stem: book.Entry(path.stem, {'cpu': [2 / 60] * 3}) for path in sorted(book.NOTEBOOKS.glob('*.ipynb'))}; "
         f"sys.exit(cli.main({arguments!r}))"

@@ -30,6 +30,8 @@ def test_what_is_right_is_taken_and_what_is_anothers_is_left_alone(config, polic
     ({"feather": {"guard": False}, "policy": "never_stop"}, "'policy' stands where"),
     ({"Feather": {"policy": "never_stop"}}, "'Feather' stands where"), ({"FEATHER": {}}, "'FEATHER' stands where"), ({"fether": {}}, "'fether' stands where"),
     ({"feathers": {}}, "'feathers' stands where"), ({" feather": {}}, "' feather' stands where"),
+    ({"feather_options": {"policy": "never_stop"}}, "'feather_options' stands where"), ({"feather.policy": "bandit"}, "'feather.policy' stands where"),
+    ({"additional_config": {"feather": {}}}, "'additional_config' stands where"), ({"vllm": {"feather": {}}}, "'vllm' stands where"),
 ])  # fmt: skip
 def test_a_wrong_shape_is_refused_with_what_to_write(config, said):
     with pytest.raises(ValueError) as error:
@@ -47,6 +49,16 @@ def test_a_wrong_option_inside_is_named(options, said):
     with pytest.raises(ValueError) as error:
         Options.from_additional_config({"feather": options})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [
+    "x" * 10**6, ["x"] * 10**6, {"feather": "x" * 10**6}, {"feather": {"x" * 10**6: 1}}, {"x" * 10**6: {"feather": {}}}, {"feather": {"policy": "x" * 10**6}},
+    {"feather": {"chunk_size": 10**5000}}, {"feather": {"chunk_size": -(10**400)}}, {"feather": {"self": 1}}, {"feather": {"guard": [[]] * 10**6}},
+])  # fmt: skip
+def test_what_is_absurdly_long_is_refused_in_a_short_line(config):
+    with pytest.raises(ValueError) as error:
+        Options.from_additional_config(config)
+    assert len(str(error.value)) < 900 and "\n" not in str(error.value)
 
 
 values = st.recursive(

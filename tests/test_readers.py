@@ -57,6 +57,8 @@ FORMS = {
     "byte-order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
     "UTF-16": lambda text: text.encode("utf-16"),
     "UTF-16, big end first": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "UTF-16 without a mark": lambda text: text.encode("utf-16-le"),
+    "UTF-16 without a mark, big end first": lambda text: text.encode("utf-16-be"),
     "UTF-32": lambda text: text.encode("utf-32"),
     "Windows line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "old Mac line ends": lambda text: text.replace("\n", "\r").encode(),
@@ -84,7 +86,9 @@ def test_empty_lines_and_half_a_last_line_are_left_out_and_counted(read, tmp_pat
     with caplog.at_level(logging.WARNING):
         assert found(read, path) == [1, 2]
     assert read(path).note.startswith("2 empty lines, left out; 1 ")
-    assert len([record for record in caplog.records if "the first in line" in record.message]) == 2 and "line is empty" in caplog.text
+    assert (
+        len({record.message for record in caplog.records if "the first in line" in record.message}) == 2 and "line is empty" in caplog.text
+    )
 
 
 @every_reader
@@ -153,6 +157,23 @@ def test_a_cell_may_hold_a_comma_in_quotation_marks_and_be_very_long(tmp_path):
     assert [request.time for request in traces.read_burstgpt(path).requests] == [1, 2]
 
 
+@every_reader
+def test_files_put_one_after_the_other_keep_all_lines(read, tmp_path):
+    path = tmp_path / "file"
+    marked = "\ufeff" + good(read, 1)
+    path.write_text("\ufeff" + file_of(read, [good(read, 0), marked, good(read, 2)]), encoding="utf-8")
+    assert found(read, path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 10**5, b"x," * 10**5, b"PK\3\4" + b"\0" * 999])
+def test_a_header_that_is_none_is_shown_in_a_short_line(content, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="line 1: the header lacks the column 'Timestamp'; it has .*; fetch it again") as error:
+        traces.read_burstgpt(path)
+    assert len(str(error.value)) - len(str(path)) < 250
+
+
 @pytest.mark.parametrize("name, encoding", [("Jérôme", "latin-1"), ("报告", "gbk"), ("Καλημέρα", "cp1253")])
 def test_text_in_another_encoding_is_used_with_its_strange_letters_replaced(name, encoding, tmp_path):
     path = tmp_path / "file"
@@ -212,16 +233,17 @@ def test_a_compressed_file_is_found_beside_its_name(tmp_path, monkeypatch):
     assert len(traces.read_burstgpt(locate("burstgpt/BurstGPT_1.csv")).requests) == 1
 
 
-@pytest.mark.parametrize("request_", [
-    "6,m,1000000000,4,1000000004,x", "6,m,10,999999999999,14,x", "6,m,99999999999999,99999999999999,14,x", "999999999999999,m,10,4,14,x"
+@pytest.mark.parametrize("row, cut", [
+    ("6,m,1000000000,4,1000000004,x", True), ("6,m,10,999999999999,14,x", True), ("6,m,99999999999999,99999999999999,14,x", True),
+    ("999999999999999,m,10,4,14,x", False),
 ])  # fmt: skip
-def test_an_absurd_length_is_cut_before_it_takes_the_memory(request_, tmp_path):
+def test_an_absurd_length_is_cut_before_it_takes_the_memory(row, cut, tmp_path):
     path = tmp_path / "trace.csv"
-    path.write_text(HEADER + f"5,m,10,4,14,x\n{request_}\n", encoding="utf-8")
+    path.write_text(HEADER + f"5,m,10,4,14,x\n{row}\n", encoding="utf-8")
     for rate in (None, 10.0):
         workload = traces.replay(traces.read_burstgpt(path), 1, 2, 512, rate, most_tokens=2000)
         assert max(len(prompt.tokens) + prompt.decode_tokens for prompt in workload.prompts) <= 2000
-        assert ("1 prompts cut to fit 2000 tokens" in workload.note) is ("00000000," in request_ or "9,9" in request_)
+        assert ("1 prompts cut to fit 2000 tokens" in workload.note) is cut
 
 
 # Fuzzed
@@ -236,7 +258,7 @@ cells = st.sampled_from(["1", "0", "-1", "1e9", "1e999", "nan", '"', '"a,b"', "x
     st.characters(codec="latin-1"), max_size=4
 )
 lines_of_csv = st.lists(cells, max_size=8).map(lambda row: ",".join(row).encode("latin-1"))
-fuzzed = settings(max_examples=150, derandomize="CI" in os.environ, deadline=None, suppress_health_check=list(HealthCheck))
+fuzzed = settings(max_examples=60, derandomize="CI" in os.environ, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def run_of(read, path):
@@ -291,7 +313,7 @@ def found_texts(read, path):
 # Replay
 
 
-def dispersion(times, each=10.0):
+def dispersion(times, each=2.5):
     """The index of dispersion: variance over mean of the arrivals in windows in which ``each`` are expected. 1 for a Poisson process."""
     times = np.asarray(times)
     width = each * (times[-1] - times[0]) / (len(times) - 1)
@@ -299,7 +321,7 @@ def dispersion(times, each=10.0):
     return counts.var() / counts.mean()
 
 
-def bursts(kind, count=20_000):
+def bursts(kind, count=8_000):
     rng = np.random.default_rng(0)
     if kind == "gamma":  # a coefficient of variation of 4, as in BurstGPT's busy hours
         return np.floor(np.cumsum(rng.gamma(1 / 16, 16 * 26.0, count)))
@@ -321,12 +343,12 @@ def test_a_replay_is_as_bursty_as_its_trace(kind):
     times = [request.time for request in trace.requests]
     whole = traces.replay(trace, 1, len(times), 8, 40.0)
     assert dispersion([prompt.arrival for prompt in whole.prompts]) == pytest.approx(dispersion(times), rel=0.02)
-    cut = [dispersion([prompt.arrival for prompt in traces.replay(trace, seed, 2000, 8, 40.0).prompts]) for seed in range(12)]
+    cut = [dispersion([prompt.arrival for prompt in traces.replay(trace, seed, 1000, 8, 40.0).prompts]) for seed in range(12)]
     assert np.mean(cut) == pytest.approx(dispersion(times), rel=0.35)
-    assert (np.mean(cut) > 2) is (kind != "Poisson")
+    assert bool(np.mean(cut) > 2) is (kind != "Poisson")
 
 
-@pytest.mark.parametrize("requests", [2, 48, 500])
+@pytest.mark.parametrize("requests", [8, 48, 500])
 def test_a_replay_keeps_the_order_and_the_gaps_of_its_stretch(requests):
     times = bursts("gamma")
     workload = traces.replay(trace_of(times), 3, requests, 8, 40.0)

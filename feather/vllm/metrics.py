@@ -44,7 +44,7 @@ class FeatherMetrics(AggregateStatLoggerBase):
         if not found:
             return
         if self._metrics is None:
-            self._metrics = report.registered(prometheus_client, "feather_", ("model_name", "engine"))
+            self._metrics = report.registered(prometheus_client, "feather_", ("model_name", "engine"), attention=True)
         report.show(self._metrics, found, {"model_name": self._model, "engine": str(engine_idx)})
 
     def log_engine_initialized(self) -> None:

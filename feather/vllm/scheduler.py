@@ -15,6 +15,7 @@ from vllm.v1.request import Request
 from feather.memory import Memory
 from feather.options import Options
 from feather.report import Report
+from feather.vllm.attention.counters import Reader
 from feather.vllm.metrics import add_to
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
@@ -52,7 +53,7 @@ class FeatherScheduler(AsyncScheduler):
         self._steps = StepsInFlight(lambda: self.clock())
         self._memory = Memory(self.options.checkpoint, logger)
         self._memory.recall(queue.former.policy)
-        self._report = Report(self.options.chunk_size)
+        self._report = Report(self.options.chunk_size, Reader(self.vllm_config).read if self.options.changes_steps else dict)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
         """A waiting queue of Feather's with these options, for this scheduler."""
@@ -83,6 +84,11 @@ class FeatherScheduler(AsyncScheduler):
             # vLLM takes a queue that is left over for a lack of capacity, and then no longer keeps prefills to every n-th step.
             self.prefill_capacity_bound = False
         self._steps.formed(output, queue.formed(), start)
+        if self.options.rows == "prefix":
+            # vLLM's runner for GPUs (V2) sorts the rows by kind, stably: this order decides within a kind. The running list keeps its own order,
+            # which says who is preempted. On a CPU the attention backend sorts (``feather.vllm.attention``).
+            rows = queue.admission.guarded(queue.admission.by_prefix, output.num_scheduled_tokens) or output.num_scheduled_tokens
+            output.num_scheduled_tokens = {request_id: output.num_scheduled_tokens[request_id] for request_id in rows}
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:

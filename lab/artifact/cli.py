@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab import book, machine
 from lab.artifact import plan
-from lab.artifact.console import clock, shown, speak_any_locale
+from lab.artifact.console import clock, shown
 
 USAGE = 2
 UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
@@ -134,5 +134,5 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
 
 
 if __name__ == "__main__":
-    speak_any_locale()
+    machine.speak_any_locale()
     sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.artifact.console import speak_any_locale
+from lab.machine import speak_any_locale
 from lab.workloads.fetch import fetch
 from lab.workloads.sources import SOURCES, folder, source
 

@@ -104,7 +104,7 @@ def read_csv(path: Path, numbers: list[str], make: Callable[[dict[str, float]], 
         if header is None:
             header = [name.strip() for name in line.replace('"', "").split(",")]
             if missing := [name for name in numbers if name not in header]:
-                raise DataError(path, number, f"the header lacks the column {missing[0]!r}; it has {header or 'nothing'}", FETCH_AGAIN)
+                raise DataError(path, number, f"the header lacks the column {missing[0]!r}; it has {reprlib.repr(header)}", FETCH_AGAIN)
             continue
         try:
             found.made.append(make(_numbers(line, header, numbers)))
@@ -127,9 +127,10 @@ def _lines(found: Records) -> Iterator[tuple[int, str, str]]:
         try:
             start = raw.read(4)
             raw.seek(0)
-            encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+            encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), _unmarked(start))
             text = io.TextIOWrapper(raw, encoding, errors="surrogateescape" if "utf-8" in encoding else "replace")
             for number, line in enumerate(text, 1):
+                line = line.lstrip("\ufeff")  # where files were put one after the other
                 if not line.strip():
                     found.leave_out(number, Wrong("the line is empty", "empty lines"))
                     continue
@@ -141,6 +142,12 @@ def _lines(found: Records) -> Iterator[tuple[int, str, str]]:
             found.leave_out(
                 number + 1, Wrong(f"the compressed file is damaged from here on ({error})", "damaged ends of the file", FETCH_AGAIN)
             )
+
+
+def _unmarked(start: bytes) -> str:
+    """The encoding of a file without a mark: both JSON and a header begin with two ASCII characters, which have zeros in UTF-16."""
+    zeros = [byte == 0 for byte in start]
+    return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(tuple(zeros), "utf-8")
 
 
 def _damage(line: str) -> str:
