@@ -83,12 +83,9 @@ SGLANG_ARMS = {
         Arm("LPM", "sglang", {"policy": "lpm"}),  # order of arrival while more than 128 requests wait
         Arm("LPM, no cut-off", "sglang", {"policy": "lpm", "cut_off": False}),
         Arm("DFS-weight", "sglang", {"policy": "dfs-weight"}),
-        Arm("HRRN", "sglang", {"policy": "hrrn"}),  # these two since 0.5.23; HRRN with the same cut-off as LPM
-        Arm("HRRN, no cut-off", "sglang", {"policy": "hrrn", "cut_off": False}),
-        Arm("shortest prefill first", "sglang", {"policy": "shortest-prefill-first"}),
     )
 }
-"""inside SGLang"""
+"""inside SGLang 0.5.9, whose scheduler the modelled engine runs; the policies that came after it are arms inside vLLM"""
 
 
 def named(*names: str) -> list[Arm]:

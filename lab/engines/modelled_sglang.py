@@ -1,4 +1,4 @@
-"""SGLang's real scheduler, policies, adder and radix cache, as the modelled device drives them.
+"""SGLang 0.5.9's real scheduler, policies, adder and radix cache, as the modelled device drives them.
 
 Its own code decides whom the waiting queue brings first, who is admitted and with how many tokens (``new_token_ratio``), that prompts
 run before and apart from decoding, what is evicted from the radix cache and who is retracted when memory is full. Ours are:
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from feather.options import Options
-from feather.sglang import POLICY, check_version, install
+from feather.sglang import POLICY, VERSIONS, install
 from lab.engines.arms import SGLANG_ARMS, Arm
 from lab.engines.run import Step
 from lab.engines.scheduling import Scheduled
@@ -33,7 +33,7 @@ class SglangScheduling:
     """``lab.engines.scheduling.Scheduling`` by SGLang, over a KV cache of so many tokens; ``block_size`` is what evictions are counted
     in; ``clock`` gives the seconds that Feather takes for the time. Its own pages are of one token (SGLang's default)."""
 
-    version = f"sglang {check_version()}"
+    version = f"sglang {VERSIONS[0]}"
     sorts = False
 
     def __init__(self, model: Model, kv_tokens: int, max_batch: int, max_batched_tokens: int, block_size: int, clock: Callable[[], float]):
@@ -64,7 +64,7 @@ class SglangScheduling:
         if self._requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
         if arm.kind not in ("fcfs", "feather", "sglang"):
-            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang: {', '.join(SGLANG_ARMS)}")
+            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang {VERSIONS[0]}: {', '.join(SGLANG_ARMS)}")
         self.real.change_policy(arm)
         self.steps: list[Step] = []
         self._groups.clear()

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import torch
 
-from feather.sglang import check_version, install
+from feather.sglang import VERSIONS, check_version, install
 from lab.engines.sglang_stubs import stub
 
-check_version()
+if (found := check_version()) != VERSIONS[0]:
+    raise ImportError(f"this is SGLang {found}, and the modelled engine runs the scheduler of {VERSIONS[0]}: use the environment .venv")
 stub()
 from sglang.srt import server_args as server_args_module  # noqa: E402
 from sglang.srt.disaggregation.utils import DisaggregationMode  # noqa: E402
