@@ -17,6 +17,7 @@ KEYS = {
     "SGLang LPM, cut off": "sglang_lpm_cut_off_ms",
     "SGLang DFS-weight": "sglang_dfs_weight_ms",
     "SGLang HRRN": "sglang_hrrn_ms",
+    "SGLang HRRN, cut off": "sglang_hrrn_cut_off_ms",
     "SGLang shortest prefill first": "sglang_shortest_prefill_first_ms",
     "SGLang FCFS": "sglang_fcfs_ms",
     "Feather in SGLang": "feather_in_sglang_ms",

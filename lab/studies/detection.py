@@ -117,8 +117,8 @@ class AdapterSteps:
 def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False, adapter: bool = False) -> pd.DataFrame:
     """CPU time of one steady-state step under every policy, interleaved: tidy rows of policy, prompt_tokens, waiting,
     repeat, ms; of Feather alone where SGLang is not installed. The suffix of 20 tokens comes on top of ``prompt_tokens``. SGLang's policies
-    are those of the installed version that look at prefixes; ``cut_off`` adds LPM with SGLang's rule that it
-    falls back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
+    are those of the installed version that look at prefixes; ``cut_off`` adds LPM (and HRRN) with SGLang's rule that they
+    fall back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
     count = RUNNING + waiting + steps
     prefixes = make_prefixes(GROUPS, prompt_tokens)
     prompts = [prompt.tokens for prompt in grouped(prefixes, even_sizes(count, GROUPS), seed=0).prompts]
@@ -130,7 +130,8 @@ def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False,
         "Feather, from block hashes": FeatherSteps([lambda b=hashes: hash_blocks(b, BLOCK, CHUNK) for hashes in blocks], waiting),
     }
     if cut_off and peers:
-        arms["SGLang LPM, cut off"] = PeerSteps(prompts, waiting, "lpm", cut_off=True)
+        for policy in {"lpm", "hrrn"} & set(queues()):
+            arms[f"SGLang {POLICIES[policy]}, cut off"] = PeerSteps(prompts, waiting, policy, cut_off=True)
     if adapter and peers:
         arms["Feather in SGLang"] = AdapterSteps(prompts, waiting)
     rows = []
