@@ -12,6 +12,8 @@ from feather.sglang import check_version
 from lab.studies.detection import measure
 
 LENGTHS, WAITING, STEPS = (5_000, 10_000, 20_000), 500, 20
+DECODE_MS = 20.0
+"""a decode step of a large model on a GPU, assumed: what the shares of a step (M7) are told against"""
 KEYS = {
     "SGLang LPM": "sglang_lpm_ms",
     "SGLang LPM, cut off": "sglang_lpm_cut_off_ms",
@@ -32,7 +34,8 @@ def figures(table: pd.DataFrame) -> dict:
     medians = {key: value["median"] for key, value in spreads.items()}
     ratios = {f"ratio_{name}": round(medians[f"sglang_{name}_ms"] / medians["feather_hashes_ms"], 1) for name in ("lpm", "dfs_weight")}
     ratios["ratio_lpm_in_sglang"] = round(medians["sglang_lpm_ms"] / medians["feather_in_sglang_ms"], 1)
-    return {**medians, **ratios, "spread": spreads}
+    shares = {key.replace("_ms", "_share"): round(ms / (ms + DECODE_MS), 4) for key, ms in medians.items()}
+    return {**medians, **ratios, **shares, "spread": spreads}
 
 
 def run() -> dict:
@@ -40,7 +43,7 @@ def run() -> dict:
     lengths = {length: figures(measure(length, WAITING, STEPS, cut_off=True, adapter=True)) for length in LENGTHS}
     return {
         **{key: value for key, value in lengths[10_000].items() if key != "spread"},
-        "sglang_version": version, "waiting": WAITING, "lengths": [{"prompt_tokens": n, **row} for n, row in lengths.items()],
+        "sglang_version": version, "waiting": WAITING, "decode_ms_assumed": DECODE_MS, "lengths": [{"prompt_tokens": n, **row} for n, row in lengths.items()],
     }  # fmt: skip
 
 
@@ -57,6 +60,9 @@ def show(found: dict) -> None:
         print(
             f"{row['prompt_tokens']:>8}{values}{row['ratio_lpm']:>12.0f}{row['ratio_dfs_weight']:>12.0f}{row['ratio_lpm_in_sglang']:>12.0f}"
         )
+    print(f"share of a scheduling call in itself and a decode step of {found['decode_ms_assumed']:.0f} ms (assumed)")
+    for row in found["lengths"]:
+        print(f"{row['prompt_tokens']:>8}" + "".join(f"{row[key.replace('_ms', '_share')]:>27.4f}" for key in columns))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ def test_the_queue_orders_as_sglang_does(policy, count, cut_off):
     rng = random.Random(count)
     for _ in range(20):
         prompts = random_prompts(rng, 10 + count)
+        if policy == "lpm":  # of a prompt that is cached whole 0.5.23 counts all tokens but one, 0.5.9 all, so none is
+            prompts[10:] = [[*prompt, 3 + place] for place, prompt in enumerate(prompts[10:])]
         running = [request(f"r{i}", prompt) for i, prompt in enumerate(prompts[:10])]
         waiting = [request(f"w{i}", prompt) for i, prompt in enumerate(prompts[10:])]
         peer, computed = Peer(policy, cut_off), 0
@@ -143,7 +145,7 @@ def test_detection_measures_every_policy_at_every_point():
     points = {(row.prompt_tokens, row.waiting) for row in table.itertuples()}
     assert points == {(100, 20), (200, 20), (200, 10)}
     assert (table.groupby(["policy", "prompt_tokens", "waiting"]).size() == 2).all() and (table["ms"] > 0).all()
-    assert len(table["policy"].unique()) == (2 if missing() else 5)
+    assert len(table["policy"].unique()) == (2 if missing() else 3 + len(queues()))
 
 
 @needs_sglang

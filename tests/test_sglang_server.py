@@ -48,6 +48,7 @@ def generate(folder, policy, options):
     environment = {
         **os.environ,
         "SGLANG_USE_CPU_ENGINE": "1",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "FEATHER_OPTIONS": json.dumps(options),
     }
