@@ -52,6 +52,13 @@ def tell_rejected(scheduler, tell):
         scheduler.send_to_tokenizer.send_output = lambda output, *_: tell(output.rid)
 
 
+def expire(scheduler):
+    """End the requests that have waited or run too long, as SGLang 0.5.23's loop does before it schedules; 0.5.9 does it when it schedules."""
+    if TODAY:
+        for abort in scheduler._poll_timeout_aborts():
+            scheduler.abort_request(abort)
+
+
 def set_clock(scheduler, clock):
     scheduler.feather.now = clock
 
@@ -76,6 +83,7 @@ class Driver:
 
     def step(self):
         scheduler = self.scheduler
+        expire(scheduler)
         if TODAY:
             plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
             scheduler.running_batch, batch = plan.running_batch, plan.batch_to_run

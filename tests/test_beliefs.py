@@ -278,7 +278,7 @@ class PlaySglang(Play):
         if self.scheduler.chunked_req is not None or (last is not None and last.forward_mode.is_extend()):
             return  # SGLang 0.5.9 fails: it merges into a batch without tensors, and loses a prompt that it has computed in part
         self.scheduler.pause_generation(SimpleNamespace(mode="retract"))
-        self.scheduler.continue_generation(SimpleNamespace())
+        self.scheduler.continue_generation(SimpleNamespace(torch_empty_cache=False))
 
     def expire_waiting(self):
         with envs.SGLANG_REQ_WAITING_TIMEOUT.override(1e-9):
@@ -382,7 +382,7 @@ def all_retracted(scheduler, driver):
     """New weights are loaded while the queue is nearly full."""
     ran = list(scheduler.running_batch.reqs)
     scheduler.pause_generation(SimpleNamespace(mode="retract"))
-    scheduler.continue_generation(SimpleNamespace())
+    scheduler.continue_generation(SimpleNamespace(torch_empty_cache=False))
     return ran
 
 

@@ -19,10 +19,11 @@ os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from feather.sglang import install
+from feather.sglang.plugin import load
 from lab.llm import Model
 from lab.workloads import VOCABULARY
 
-install({})
+load()  # the hooks, and not ``install``: the options in the environment stay as they are
 import torch  # noqa: E402
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput  # noqa: E402
 from sglang.srt.managers.schedule_batch import Req  # noqa: E402

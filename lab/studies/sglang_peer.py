@@ -36,6 +36,7 @@ class Peer:
             self.policy._determine_active_policy = lambda waiting: self.policy.policy
         self.waiting: list = []
         self._computed = 0
+        self._tells_computed = check_version() != _OLD
 
     def cached(self, tokens: list[int]) -> None:
         """The KV of these tokens is in the cache."""
@@ -48,7 +49,7 @@ class Peer:
 
     def schedule(self) -> None:
         """The call that SGLang makes in every step: order the whole waiting queue."""
-        told = {} if check_version() == _OLD else {"processed_tokens": self._computed}
+        told = {"processed_tokens": self._computed} if self._tells_computed else {}
         self.policy.calc_priority(self.waiting, **told)
 
 
