@@ -104,9 +104,7 @@ def read_csv(path: Path, numbers: list[str], make: Callable[[dict[str, float]], 
         if header is None:
             header = [name.strip() for name in line.replace('"', "").split(",")]
             if missing := [name for name in numbers if name not in header]:
-                raise DataError(
-                    path, number, f"the header lacks the column {missing[0]!r}; it has {reprlib.repr(header)}", FETCH_AGAIN
-                )
+                raise DataError(path, number, f"the header lacks the column {missing[0]!r}; it has {reprlib.repr(header)}", FETCH_AGAIN)
             continue
         try:
             found.made.append(make(_numbers(line, header, numbers)))
