@@ -1,0 +1,62 @@
+"""Feather's placement as a request router of Ray Serve: ``request_router_class="feather.ray.router.FeatherRouter"``.
+
+It reads prefixes from the arguments of a handle's call, so it belongs to the deployment that holds the engines, whatever stands in front
+of it. Where replicas do not report (``record_routing_stats``, see ``feather.ray.report``), Ray's own power of two choices decides.
+"""
+
+from typing import Any
+
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter  # as Ray's own prefix router does
+from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from feather.ray.placement import Placement
+from feather.ray.prefix import prefix_path
+from feather.ray.report import KEY
+
+
+class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
+    """``request_router_kwargs``: ``epsilon``, ``stale_after`` and ``chunks`` of ``Placement``, and ``chunk_size`` in tokens, the same as in
+    the replicas' reports."""
+
+    def initialize_state(self, chunk_size: int = 512, **options: Any) -> None:
+        self.chunk_size = chunk_size
+        self.placement = Placement(**options)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)  # type: ignore[arg-type]
+        if pending_request is None:
+            return rays
+        metadata, placement = pending_request.metadata, self.placement
+        id_, model = metadata.internal_request_id, metadata.multiplexed_model_id
+        path = prefix_path((*pending_request.args, *pending_request.kwargs.values()), self.chunk_size, model)
+        here = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        chosen = placement.choose(path, {replica.replica_id.unique_id for rank in rays for replica in rank} if model else here)
+
+        def settled(future) -> None:
+            """The request goes to a replica, ours or another one, or has been withdrawn."""
+            if future.cancelled():
+                placement.done(id_)
+            else:
+                placement.place(id_, path, future.result().replica_id.unique_id)
+
+        pending_request.future.add_done_callback(settled)
+        if chosen is None:
+            return rays
+        placement.place(id_, path, chosen)  # already, for those that are placed before it is settled
+        return [[here[chosen]], *rays]
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        self.placement.update([replica.replica_id.unique_id for replica in replicas])
+        for replica in replicas:
+            if told := (replica.routing_stats or {}).get(KEY):
+                self.placement.report(replica.replica_id.unique_id, told)
+        super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_died(replica_id)
+        self.placement.update([id_ for id_ in self.placement.loads() if id_ != replica_id.unique_id])
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        self.placement.done(internal_request_id, replica_id.unique_id)
