@@ -48,4 +48,6 @@ def batch_means(times, amounts, start: float, end: float, batches: int = 10) -> 
 def _t_975(freedom: int) -> float:
     """97.5 % point of Student's t, by the Cornish-Fisher expansion around the normal's (Abramowitz & Stegun 26.7.5); 0.5 % off at 4."""
     z, n = 1.959964, freedom
-    return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return (
+        z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )

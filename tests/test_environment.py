@@ -67,7 +67,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     (folder / "requirements").mkdir()
     shutil.copy(ROOT / "requirements" / "environment.sh", folder / "requirements")
-    for name in ("cpu-torch.txt", "peers.txt"):
+    for name in ("cpu-torch.txt", "peers.txt", "ray.txt"):
         (folder / "requirements" / name).write_text("", encoding="utf-8")
     for name in ("cpu.txt", "gpu.txt"):
         (folder / "requirements" / name).write_text("setuptools==77.0.3\n", encoding="utf-8")

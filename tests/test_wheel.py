@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = 3200
+MOST_LINES = 3450  # 250 of them for feather.ray, which routes between engines
 NEEDED = ("numpy", "numpy.libs", "xxhash")
 
 

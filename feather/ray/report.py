@@ -39,5 +39,11 @@ class Outstanding:
         relatives = Counter(chunk for path in self._paths.values() for chunk in path)
         shared = [(chunk, requests) for chunk, requests in relatives.most_common(_MOST) if requests > 1]
         running = len(self._running)
-        told = {"report": next(self._reports), "running": running, "waiting": len(self._paths) - running, "prefixes": shared, "chunks": self.chunks}
+        told = {
+            "report": next(self._reports),
+            "running": running,
+            "waiting": len(self._paths) - running,
+            "prefixes": shared,
+            "chunks": self.chunks,
+        }
         return {KEY: told}

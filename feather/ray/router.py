@@ -10,7 +10,7 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter  # 
 from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from feather.ray.placement import Placement
-from feather.ray.prefix import prefix_path
+from feather.ray.prompts import prefix_path
 from feather.ray.report import KEY
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
@@ -37,7 +36,6 @@ class Prefixes:
             number += 256
             yield from zip(map(int, groups), map(int, rng.integers(low, high + 1, 256)))
 
-    @cache  # noqa: B019: few, and as long-lived as a study
     def path(self, group: int) -> Sequence[tuple[int, int]]:
         """Stands for the hashes of its chunks."""
         return tuple((group, chunk) for chunk in range(self.tokens // self.chunk_size))

@@ -162,9 +162,7 @@ class Fleet:
         clock = lambda: self.now  # noqa: E731
         if isinstance(self.rule, Placement):
             self.rule.clock = clock
-        self.engines = [
-            Replica(self.law, self.rows, self.kv_tokens, self.prefixes, self.feather, clock) for _ in range(self.replicas)
-        ]
+        self.engines = [Replica(self.law, self.rows, self.kv_tokens, self.prefixes, self.feather, clock) for _ in range(self.replicas)]
         self.rule.update(range(self.replicas))
         draw, numbers, events, ticket = self.prefixes.draw(self.seed), count(), [], count()
         busy = [False] * self.replicas

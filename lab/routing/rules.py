@@ -40,7 +40,9 @@ class Rule:
         self.load[id_] += 1
 
     def done(self, request_id: Hashable) -> None:
-        self.load[self._placed.pop(request_id)] -= 1
+        place = self._placed.pop(request_id, None)
+        if place in self.load:
+            self.load[place] -= 1
 
     def _two(self, among: Sequence[Hashable]) -> Hashable:
         """Power of two choices: of two at random, the less loaded."""
