@@ -1,7 +1,6 @@
 """Which replica takes a request: one that holds its prefix and serves its relatives, as long as none gets more than its share.
 
-1. **Bounded load** (as in arXiv 1608.01350). A replica with (1 + epsilon) × the mean of outstanding requests takes no more, so a hot prefix
-   spreads over as many replicas as it needs.
+1. **Bounded load** (arXiv 1608.01350). A replica with (1 + epsilon) × the mean of outstanding requests takes no more: a hot prefix spreads.
 2. **Prefix.** Of the others, those that hold the longest part of the request's prefix. The more of a replica's load this prefix is, the
    lower its bound for it, down to 1 + epsilon ÷ 4: many requests soon pay for a copy elsewhere, a few do not.
 3. **Homogeneity.** Of these, the one where most relatives run or wait: requests that share that part.
@@ -25,30 +24,21 @@ class _Replica:
         self.id = id_
         self.capacity = capacity  # chunks
         self.own = self.others = self.load = 0  # outstanding: placed from here, by other routers, and both
-        self.told: Any = None  # its last report
-        self.seen = float("-inf")  # when that came
+        self.told, self.seen = None, float("-inf")  # its last report, and when that came
         self.held: OrderedDict[Hashable, int] = OrderedDict()  # chunk → relatives placed from here
         self.theirs: dict[Hashable, int] = {}  # chunk → relatives placed by other routers
 
 
 class Placement:
-    """Places requests on replicas. One thread.
-
-    Args:
-        epsilon: how far above the mean a replica's load may go, at least 0.
-        stale_after: seconds after which a replica's report counts no longer.
-        chunks: that a replica's cache is taken to hold until it says how many.
-        clock: gives seconds.
-
-    Raises ValueError for a value out of range.
-    """
+    """Places requests on replicas; for one thread. No replica's load goes above (1 + ``epsilon``) × the mean; a report counts for ``stale_after``
+    seconds of ``clock``; a cache is taken to hold so many ``chunks`` until its replica says how many. Raises ValueError for a value out of range."""
 
     def __init__(self, epsilon: float = 0.75, stale_after: float = 10.0, chunks: int = 4096, clock: Callable[[], float] = time.monotonic):
         if not (epsilon >= 0 and stale_after > 0 and chunks >= 1):
             raise ValueError(f"epsilon={epsilon} must be at least 0, stale_after={stale_after} above 0, chunks={chunks} at least 1")
         self.epsilon, self.stale_after, self.chunks, self.clock = epsilon, stale_after, chunks, clock
         self._replicas: dict[Hashable, _Replica] = {}
-        self._holders: dict[Hashable, dict[Hashable, _Replica]] = {}  # chunk → who holds it
+        self._holders: dict[Hashable, dict[Hashable, _Replica]] = {}  # by chunk
         self._placed: dict[Hashable, tuple[_Replica, Sequence[Hashable]]] = {}  # outstanding requests
 
     def update(self, ids: Collection[Hashable]) -> None:
@@ -56,9 +46,7 @@ class Placement:
         for id_ in self._replicas.keys() - set(ids):
             for chunk in self._replicas.pop(id_).held:
                 self._let_go(chunk, id_)
-        for id_ in ids:
-            if id_ not in self._replicas:
-                self._replicas[id_] = _Replica(id_, self.chunks)
+        self._replicas |= {id_: _Replica(id_, self.chunks) for id_ in ids if id_ not in self._replicas}
 
     def report(self, id_: Hashable, told: Mapping[str, Any]) -> None:
         """What a replica says of itself (``feather.ray.report``). The same report again is no news."""
@@ -75,25 +63,20 @@ class Placement:
                 self._hold(replica, chunk, 0)
         self._evict(replica)
 
-    def choose(self, path: Sequence[Hashable], among: Collection[Hashable] | None = None) -> Hashable | None:
-        """The replica for a request with these cumulative prefix hashes; None: none that has reported lately may take it, so somebody
-        else has to choose. ``among``: only of these."""
+    def choose(self, path: Sequence[Hashable], among: Collection[Hashable]) -> Hashable | None:
+        """The replica ``among`` these for a request with such cumulative prefix hashes; None: none that has reported lately may take it."""
         mean = (sum(replica.load for replica in self._replicas.values()) + 1) / max(1, len(self._replicas))
         bound, oldest = ceil((1 + self.epsilon) * mean), self.clock() - self.stale_after
-        free = {
-            replica.id: replica
-            for replica in self._replicas.values()
-            if replica.load < bound and replica.seen >= oldest and (among is None or replica.id in among)
-        }
+        free = {id_: one for id_, one in self._replicas.items() if one.load < bound and one.seen >= oldest and id_ in among}
         for chunk in reversed(path):
             able = []
-            for id_, replica in self._holders.get(chunk, {}).items():
-                relatives, load = replica.held[chunk] + replica.theirs.get(chunk, 0), replica.load
+            for id_, one in self._holders.get(chunk, {}).items():
+                relatives, load = one.held[chunk] + one.theirs.get(chunk, 0), one.load
                 if id_ in free and (not load or load < mean * (1 + self.epsilon * (1 - _HOT * relatives / load))):
                     able.append((relatives, -load, random.random(), id_))
             if able:
                 return max(able)[-1]
-        return min(free.values(), key=lambda replica: (replica.load, len(replica.held), random.random())).id if free else None
+        return min(free.values(), key=lambda one: (one.load, len(one.held), random.random())).id if free else None
 
     def place(self, request_id: Hashable, path: Sequence[Hashable], id_: Hashable) -> None:
         """A request goes to a replica, wherever it was placed before."""
@@ -121,19 +104,17 @@ class Placement:
         return {id_: replica.load for id_, replica in self._replicas.items()}
 
     def _hold(self, replica: _Replica, chunk: Hashable, more: int) -> None:
-        if chunk not in replica.held:
-            self._holders.setdefault(chunk, {})[replica.id] = replica
+        self._holders.setdefault(chunk, {})[replica.id] = replica
         replica.held[chunk] = replica.held.get(chunk, 0) + more
         replica.held.move_to_end(chunk)
 
     def _evict(self, replica: _Replica) -> None:
         """Down to the capacity, except for what outstanding requests use."""
         for _ in range(len(replica.held) - replica.capacity):
-            chunk = next(iter(replica.held))
-            if replica.held[chunk]:
-                replica.held.move_to_end(chunk)
+            chunk, users = replica.held.popitem(last=False)
+            if users:
+                replica.held[chunk] = users
             else:
-                del replica.held[chunk]
                 self._let_go(chunk, replica.id)
 
     def _let_go(self, chunk: Hashable, id_: Hashable) -> None:

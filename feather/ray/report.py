@@ -38,12 +38,5 @@ class Outstanding:
         """To be returned by ``record_routing_stats``. Never the same twice: Ray passes on what changes, and a router sees that it is new."""
         relatives = Counter(chunk for path in self._paths.values() for chunk in path)
         shared = [(chunk, requests) for chunk, requests in relatives.most_common(_MOST) if requests > 1]
-        running = len(self._running)
-        told = {
-            "report": next(self._reports),
-            "running": running,
-            "waiting": len(self._paths) - running,
-            "prefixes": shared,
-            "chunks": self.chunks,
-        }
-        return {KEY: told}
+        told = {"report": next(self._reports), "running": len(self._running), "prefixes": shared, "chunks": self.chunks}
+        return {KEY: told | {"waiting": len(self._paths) - len(self._running)}}

@@ -15,36 +15,31 @@ from feather.ray.report import KEY
 
 
 class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
-    """``request_router_kwargs``: ``epsilon``, ``stale_after`` and ``chunks`` of ``Placement``, and ``chunk_size`` in tokens, the same as in
-    the replicas' reports."""
+    """``request_router_kwargs``: those of ``Placement``, and ``chunk_size`` in tokens, the same as in the replicas' reports."""
 
     def initialize_state(self, chunk_size: int = 512, **options: Any) -> None:
         self.chunk_size = chunk_size
         self.placement = Placement(**options)
 
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
+    async def choose_replicas(self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None) -> Any:
         rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)  # type: ignore[arg-type]
         if pending_request is None:
             return rays
-        metadata, placement = pending_request.metadata, self.placement
-        id_, model = metadata.internal_request_id, metadata.multiplexed_model_id
+        id_, model = pending_request.metadata.internal_request_id, pending_request.metadata.multiplexed_model_id
         path = prefix_path((*pending_request.args, *pending_request.kwargs.values()), self.chunk_size, model)
-        here = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        chosen = placement.choose(path, {replica.replica_id.unique_id for rank in rays for replica in rank} if model else here)
+        here = {replica.replica_id.unique_id: replica for replica in (sum(rays, []) if model else candidate_replicas)}
+        chosen = self.placement.choose(path, here)
 
-        def settled(future) -> None:
-            """The request goes to a replica, ours or another one, or has been withdrawn."""
+        def settled(future) -> None:  # to our replica or another one, or withdrawn
             if future.cancelled():
-                placement.done(id_)
+                self.placement.done(id_)
             else:
-                placement.place(id_, path, future.result().replica_id.unique_id)
+                self.placement.place(id_, path, future.result().replica_id.unique_id)
 
         pending_request.future.add_done_callback(settled)
         if chosen is None:
             return rays
-        placement.place(id_, path, chosen)  # already, for those that are placed before it is settled
+        self.placement.place(id_, path, chosen)  # already, so that the next decision knows
         return [[here[chosen]], *rays]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:

@@ -163,7 +163,8 @@ class Fleet:
         if isinstance(self.rule, Placement):
             self.rule.clock = clock
         self.engines = [Replica(self.law, self.rows, self.kv_tokens, self.prefixes, self.feather, clock) for _ in range(self.replicas)]
-        self.rule.update(range(self.replicas))
+        self.everyone = range(self.replicas)
+        self.rule.update(self.everyone)
         draw, numbers, events, ticket = self.prefixes.draw(self.seed), count(), [], count()
         busy = [False] * self.replicas
         answered = Answered()
@@ -176,7 +177,7 @@ class Fleet:
         def send() -> int:
             group, decode_tokens = next(draw)
             job = _Job(next(numbers), group, self.prefixes.path(group), decode_tokens, self.now)
-            place = self.rule.choose(job.path)
+            place = self.rule.choose(job.path, self.everyone)
             if place is None:
                 raise RuntimeError("the rule has no choice, although every replica reports")
             self.rule.place(job.id, job.path, place)

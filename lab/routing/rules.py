@@ -32,7 +32,7 @@ class Rule:
     def report(self, id_: Hashable, told: Mapping[str, Any]) -> None:
         """Of no use to a rule that goes by what it has sent itself."""
 
-    def choose(self, path: Sequence[Hashable], among: Collection[Hashable] | None = None) -> Hashable:
+    def choose(self, path: Sequence[Hashable], among: Collection[Hashable] = ()) -> Hashable:
         raise NotImplementedError
 
     def place(self, request_id: Hashable, path: Sequence[Hashable], id_: Hashable) -> None:
@@ -54,20 +54,20 @@ class RoundRobin(Rule):
         super().__init__(seed)
         self._next = 0
 
-    def choose(self, path, among=None):
+    def choose(self, path, among=()):
         self._next += 1
         return list(self.load)[self._next % len(self.load)]
 
 
 class PowerOfTwo(Rule):
-    def choose(self, path, among=None):
+    def choose(self, path, among=()):
         return self._two(self.load)
 
 
 class DualMap(Rule):
     """Two candidates by two hashes of the prefix (its first chunk), the less loaded of them takes it. Without a prefix: power of two."""
 
-    def choose(self, path, among=None):
+    def choose(self, path, among=()):
         if not path:
             return self._two(self.load)
         replicas, key = list(self.load), str(path[0]).encode()
@@ -85,7 +85,7 @@ class PrefixAffinity(Rule):
         self._knows: dict[Hashable, dict[Hashable, None]] = {}
         self._sent: dict[Hashable, int] = {}
 
-    def choose(self, path, among=None):
+    def choose(self, path, among=()):
         for chunk in reversed(path):
             if known := self._knows.get(chunk):
                 # Below the prefix the tree compares suffixes, which match by chance: of several that know the prefix, any.
@@ -119,7 +119,7 @@ class Oracle(Rule):
             for group, (start, end) in zip(self._weights, pairwise(edges))
         }
 
-    def choose(self, path, among=None):
+    def choose(self, path, among=()):
         homes = self._homes.get(path[0] if path else None) or list(self.load)
         least = min(self.load[home] for home in homes)
         return self.random.choice([home for home in homes if self.load[home] == least])

@@ -305,16 +305,16 @@ def decision_us(replicas_: int = 64, prefixes: int = 300, requests: int = 4000) 
     """Median microseconds of one decision with prefixes of 20 chunks and 32 requests outstanding on each replica."""
     import time
 
-    placement = Placement()
-    placement.update(range(replicas_))
-    for id_ in range(replicas_):
+    placement, everyone = Placement(), range(replicas_)
+    placement.update(everyone)
+    for id_ in everyone:
         placement.report(id_, {"report": 0, "running": 0, "waiting": 0, "prefixes": [], "chunks": None})
     groups = np.random.default_rng(0).choice(prefixes, requests, p=Prefixes(prefixes, 1, 1.0).weights)
     taken = []
     for number, group in enumerate(groups):
         path = [hash((group, chunk)) for chunk in range(20)]
         start = time.perf_counter_ns()
-        chosen = placement.choose(path)
+        chosen = placement.choose(path, everyone)
         taken.append(time.perf_counter_ns() - start)
         placement.place(number, path, chosen)
         placement.done(number - 32 * replicas_)
