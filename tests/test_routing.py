@@ -16,7 +16,9 @@ SETTING = routing.Setting(seconds=20.0)
 def run(name, shape="uniform", kv=routing.SMALL, number=2, feather=True, seconds=60.0, seed=1, setting=SETTING):
     asked = setting.asked(shape, number)
     rule = routing.rule(name, asked, seed)
-    return Fleet(rule, asked, number, setting.rows, setting.kv_tokens(kv, number), setting.clients * number, feather, seed=seed).run(seconds)
+    return Fleet(rule, asked, number, setting.rows, setting.kv_tokens(kv, number), setting.clients * number, feather, seed=seed).run(
+        seconds
+    )
 
 
 def rate(*arguments, **named):
