@@ -40,7 +40,7 @@ def test_the_rules_choose_as_they_say():
 
 
 def test_the_oracle_gives_every_replica_an_equal_share():
-    weights = {group: weight for group, weight in enumerate(Prefixes(9, 1, 1.0).weights)}
+    weights = dict(enumerate(Prefixes(9, 1, 1.0).weights))
     oracle = Oracle(weights)
     oracle.update(range(4))
     assert {home for homes in oracle._homes.values() for home in homes} == {0, 1, 2, 3}

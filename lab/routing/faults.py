@@ -17,8 +17,8 @@ async def soak(handle, requests: Iterator[Any], clients: int, most: int, kills: 
     killed = 0
     while not asking.done():
         await asyncio.sleep(pause)
-        alive = await asyncio.to_thread(fleet.running)
-        if killed < kills and len(alive) > 1 and not asking.done():
+        if killed < kills and not asking.done() and await asyncio.to_thread(fleet.ready) > 1:
+            alive = await asyncio.to_thread(fleet.running)
             ray.kill(alive[killed % len(alive)], no_restart=True)
             killed += 1
     return await asking, killed

@@ -36,18 +36,27 @@ def _found(name: str) -> bool:
 
 
 @contextmanager
-def cluster(cores: int | None = None) -> Iterator[None]:
-    """Ray in this machine, for as long as this is open; workers import what this checkout holds."""
+def cluster(port: int | None = None) -> Iterator[None]:
+    """Ray Serve in this machine, for as long as this is open, with a proxy at ``port`` or none; workers import what this checkout holds."""
     import ray
     from ray import serve
 
     os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     ray.init(
-        address="local", num_cpus=cores or max(8, os.cpu_count() or 1), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
-        object_store_memory=200 * 2**20, runtime_env={"env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}},
-    )  # fmt: skip
+        address="local",
+        num_cpus=max(8, os.cpu_count() or 1),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}},
+    )
     try:
+        if port is None:
+            serve.start(proxy_location="Disabled")
+        else:
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         yield
     finally:
         serve.shutdown()
@@ -78,13 +87,19 @@ def deploy(replica: Callable, *arguments: Any, **named: Any):
 
 
 def running() -> list[Any]:
-    """The actors of the replicas that run now."""
+    """The actors of the replicas, those that are starting included."""
     import ray
-    from ray.util.state import list_actors
 
-    found = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    names = [actor["name"] for actor in found if f"{APP}#{NAME}" in (actor["name"] or "")]
-    return [ray.get_actor(name, namespace="serve") for name in sorted(names)]
+    named = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if f"{APP}#{NAME}#" in actor["name"]]
+    return [ray.get_actor(**actor) for actor in sorted(named, key=lambda actor: actor["name"])]
+
+
+def ready() -> int:
+    """How many replicas take requests."""
+    from ray import serve
+
+    found = serve.status().applications[APP].deployments[NAME].replica_states
+    return next((number for state, number in found.items() if getattr(state, "value", state) == "RUNNING"), 0)
 
 
 def texts(prefixes: Prefixes, seed: int = 0) -> Iterator[tuple[str, int, int]]:

@@ -71,10 +71,9 @@ def main() -> None:
     end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
-    with fleet.cluster(), tempfile.TemporaryDirectory() as folder:
+    with fleet.cluster(options.port), tempfile.TemporaryDirectory() as folder:
         from ray import serve
 
-        serve.start(http_options={"host": "127.0.0.1", "port": options.port})
         serve.run(application(Path(folder), options.replicas), name=fleet.APP, route_prefix="/")
         print(f"{options.replicas} replicas of {TINY_LLAMA.name} at http://127.0.0.1:{options.port}/v1", flush=True)
         end.wait()

@@ -99,10 +99,9 @@ def main() -> None:
     end = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: end.set())
-    with fleet.cluster():
+    with fleet.cluster(options.port):
         from ray import serve
 
-        serve.start(http_options={"host": "127.0.0.1", "port": options.port})
         replicas = fleet.deployment(Replica, options.rows, replicas=options.replicas, router=options.router)
         serve.run(front().bind(replicas), name=fleet.APP, route_prefix="/")
         print(f"{options.replicas} replicas of {MODEL} at http://127.0.0.1:{options.port}/v1", flush=True)
