@@ -73,7 +73,7 @@ def deployment(
 
     chosen = {"request_router_class": router, "request_router_kwargs": router_options or {}} if router else {}
     made = serve.deployment(
-        replica, name=NAME, num_replicas=replicas, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
+        replica, name=NAME, version="1", num_replicas=replicas, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
         ray_actor_options={"num_cpus": 0}, request_router_config=RequestRouterConfig(request_routing_stats_period_s=report_every, **chosen),
     )  # fmt: skip
     return made.bind(*arguments, **named)
