@@ -86,7 +86,7 @@ if __name__ == "__main__":
     main(
         "benchmarks.routing", __doc__.splitlines()[0], run, show,
         parts={"default": PARTS, "help": f"what to run, of {PARTS}"},
-        seconds={"type": float, "default": 20.0, "help": "of each run on real replicas"},
+        seconds={"type": float, "default": 12.0, "help": "of each run on real replicas"},
         repeats={"type": int, "default": 1}, requests={"type": int, "default": 2500, "help": "while replicas are killed"},
         kills={"type": int, "default": 4}, inside={"default": "FCFS,Feather", "help": "the schedulers inside the real replicas"},
     )  # fmt: skip

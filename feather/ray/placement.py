@@ -3,7 +3,8 @@
 1. **Bounded load** (arXiv 1608.01350). A replica with (1 + epsilon) × the mean of outstanding requests takes no more: a hot prefix spreads.
 2. **Prefix.** Of the others, those that hold the longest part of the request's prefix. The more of a replica's load this prefix is, the
    lower its bound for it, down to 1 + epsilon ÷ 4: many requests soon pay for a copy elsewhere, a few do not.
-3. **Homogeneity.** Of these, the one where most relatives run or wait: requests that share that part.
+3. **Homogeneity.** Of these, the one where most relatives run or wait: requests that share that part. Where several hold it, moving costs
+   nothing: only up to a quarter of the bound's slack, and beyond that the least loaded.
 4. **Load.** Where nobody holds anything, and among equals, the least loaded; then the one that holds least.
 
 Who holds what is approximate: each replica's prefix cache is mirrored by a bounded set of chunk hashes, least recently used first.
@@ -17,6 +18,7 @@ from math import ceil
 from typing import Any
 
 _HOT = 0.75  # how much of epsilon a prefix loses that is all of a replica's load
+_COPIED = 0.25  # how much of it is left where several hold the prefix
 
 
 class _Replica:
@@ -69,11 +71,13 @@ class Placement:
         bound, oldest = ceil((1 + self.epsilon) * mean), self.clock() - self.stale_after
         free = {id_: one for id_, one in self._replicas.items() if one.load < bound and one.seen >= oldest and id_ in among}
         for chunk in reversed(path):
-            able = []
-            for id_, one in self._holders.get(chunk, {}).items():
-                relatives, load = one.held[chunk] + one.theirs.get(chunk, 0), one.load
-                if id_ in free and (not load or load < mean * (1 + self.epsilon * (1 - _HOT * relatives / load))):
-                    able.append((relatives, -load, random.random(), id_))
+            holders, able = self._holders.get(chunk, {}), []
+            for id_, one in holders.items():
+                relatives, over = one.held[chunk] + one.theirs.get(chunk, 0), one.load / mean - 1
+                slack = self.epsilon * (1 - _HOT * relatives / max(1, one.load))
+                if id_ in free and over < slack:
+                    gathers = len(holders) == 1 or over < slack * _COPIED
+                    able.append((gathers, gathers * relatives, -one.load, random.random(), id_))
             if able:
                 return max(able)[-1]
         return min(free.values(), key=lambda one: (one.load, len(one.held), random.random())).id if free else None

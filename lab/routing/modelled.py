@@ -52,6 +52,7 @@ class Replica:
         self.law, self.rows, self.kv_tokens, self.prefixes = law, rows, kv_tokens, prefixes
         self.jobs: dict[int, _Job] = {}
         self.running: dict[int, _Job] = {}
+        self.owed: dict[int, int] = {}  # group → jobs
         self.cached: OrderedDict[int, int] = OrderedDict()  # group → rows that use it
         self.free = kv_tokens
         self.steps = self.hits = self.admitted = self.groups = 0
@@ -60,6 +61,7 @@ class Replica:
 
     def add(self, job: _Job) -> None:
         self.jobs[job.id] = job
+        self.owed[job.group] = self.owed.get(job.group, 0) + 1
         if self._former:
             self._former.insert(Request(job.id, job.path))
         else:
@@ -95,6 +97,7 @@ class Replica:
         for job in done:
             del self.running[job.id], self.jobs[job.id]
             self.cached[job.group] -= 1
+            self.owed[job.group] -= 1
             self.free += self.prefixes.own_tokens(job.decode_tokens)
             if self._former:
                 self._former.finish(job.id)
@@ -155,6 +158,11 @@ class Fleet:
     law: Law = field(default_factory=Law)
     report_every: float = 1.0
     seed: int = 0
+
+    def look(self, replica: int, path: Sequence[Any]) -> tuple[int, bool]:
+        """For an oracle: how many requests a replica has, and whether it holds this prefix or will."""
+        engine, group = self.engines[replica], path[0][0]
+        return len(engine.jobs), group in engine.cached or engine.owed.get(group, 0) > 0
 
     def run(self, seconds: float) -> Answered:
         """So many virtual seconds, from an empty fleet on."""

@@ -125,6 +125,25 @@ class Oracle(Rule):
         return self.random.choice([home for home in homes if self.load[home] == least])
 
 
+class Informed(Rule):
+    """Knows what every replica really holds and owes, and what a prefix costs: least expected delay, its own and that of those whom computing the
+    prefix would hold up. ``look``: a replica and a path → (requests there, whether the prefix is or will be there); ``rows``: of a replica;
+    ``prefill``: what a prefix costs, in times of a full batch's service."""
+
+    def __init__(self, rows: int, prefill: float, seed: int = 0):
+        super().__init__(seed)
+        self.look: Callable[[Hashable, Sequence[Hashable]], tuple[int, bool]]
+        self._rows, self._prefill = rows, prefill
+
+    def choose(self, path, among=()):
+        def delay(replica: Hashable) -> tuple[float, float]:
+            load, there = self.look(replica, path)
+            batches = load / self._rows
+            return batches + (0.0 if there else self._prefill * (1 + batches)), self.random.random()
+
+        return min(self.load, key=delay)
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "round robin": RoundRobin,
     "power of two": PowerOfTwo,
