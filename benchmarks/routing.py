@@ -9,6 +9,9 @@
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.timing import main
 from lab.routing import faults, fleet
@@ -18,7 +21,7 @@ from lab.studies.study import Study
 PARTS = "decision,modelled,faults,real"
 
 
-def run(parts: str, seconds: float, repeats: int, requests: int, kills: int, inside: str) -> dict:
+def run(parts: str, seconds: float, repeats: int, requests: int, kills: int, inside: str, kv: str, keep: str) -> dict:
     chosen, setting = parts.split(","), replace(routing.Setting(), seconds=seconds)
     if unknown := set(chosen) - set(PARTS.split(",")):
         raise SystemExit(f"--parts {parts}: {', '.join(sorted(unknown))} is none of {PARTS}")
@@ -40,25 +43,41 @@ def run(parts: str, seconds: float, repeats: int, requests: int, kills: int, ins
                 raise SystemExit(lacks)
             with routing.replicas(setting) as handle:
                 if "real" in chosen:
-                    found |= measured(Study("routing", None, out), handle, setting, repeats, inside.split(","))
+                    found |= measured(Study("routing", None, out), handle, setting, repeats, inside.split(","), kv, keep)
                 if "faults" in chosen:
                     found |= killed(handle, setting, requests, kills)
     return found
 
 
-def measured(study: Study, handle, setting: routing.Setting, repeats: int, insides: list[str]) -> dict:
-    table = routing.measure(study, handle, setting, repeats, insides=insides)
+def measured(study: Study, handle, setting: routing.Setting, repeats: int, insides: list[str], kv: str, keep: str) -> dict:
+    kvs = {"all": [routing.ROOMY], "third": [routing.SMALL], "both": [routing.ROOMY, routing.SMALL]}[kv]
+    chosen = [cell for cell in routing.cells() if cell[1] in kvs]
+    table = routing.measure(study, handle, setting, repeats, chosen, insides=insides)
+    if keep:
+        table = together(table, Path(keep))
     told = routing.figures(table)
     rows = table.pivot_table(index=["inside", "cell", "policy"], columns="metric", values="value", aggfunc="median").round(3)
     return {
-        "small_kv_over_best_ray": round(min(ratio.median for ratio in told.small_kv_over_best_ray.values()), 3),
+        "small_kv_over_best_ray": round(min((ratio.median for ratio in told.small_kv_over_best_ray.values()), default=float("nan")), 3),
         "worst_over_power_of_two": round(told.worst.median, 3),
-        "hot_prefix_ttft_p99_ratio": round(max(ratio.median for ratio in told.hot_p99.values()), 3),
+        "hot_prefix_ttft_p99_ratio": round(max((ratio.median for ratio in told.hot_p99.values()), default=float("nan")), 3),
         "small_kv": {shape: ratio._asdict() for shape, ratio in told.small_kv_over_best_ray.items()},
         "over_power_of_two": {cell: ratio._asdict() for cell, ratio in told.over_power_of_two.items()},
         "hot_prefix": {kv: ratio._asdict() for kv, ratio in told.hot_p99.items()},
         "cells": {" | ".join(key): {metric: float(value) for metric, value in row.items()} for key, row in rows.iterrows()},
     }
+
+
+def together(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """These rows and those that earlier calls kept there; the repeats of a cell are numbered through."""
+    if path.exists():
+        former = pd.read_csv(path)
+        cell = ["inside", "shape", "kv"]
+        had = former.groupby(cell)["repeat"].max() + 1
+        table = table.assign(repeat=[row.repeat + had.get((row.inside, row.shape, row.kv), 0) for row in table.itertuples()])
+        table = pd.concat([former, table], ignore_index=True)
+    table.to_csv(path, index=False)
+    return table
 
 
 def killed(handle, setting: routing.Setting, requests: int, kills: int) -> dict:
@@ -88,5 +107,7 @@ if __name__ == "__main__":
         parts={"default": PARTS, "help": f"what to run, of {PARTS}"},
         seconds={"type": float, "default": 12.0, "help": "of each run on real replicas"},
         repeats={"type": int, "default": 1}, requests={"type": int, "default": 2500, "help": "while replicas are killed"},
-        kills={"type": int, "default": 4}, inside={"default": "FCFS,Feather", "help": "the schedulers inside the real replicas"},
+        kills={"type": int, "default": 4},
+        kv={"choices": ["all", "third", "both"], "default": "both", "help": "KV for all prefixes, or for a third of them, in the real replicas"},
+        keep={"default": "", "help": "CSV file that keeps the rows of real replicas; those that it has already count as well"}, inside={"default": "FCFS,Feather", "help": "the schedulers inside the real replicas"},
     )  # fmt: skip

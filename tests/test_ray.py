@@ -75,8 +75,8 @@ def test_statistics_that_grow_old_do_no_harm(up):
 
 
 def test_a_replica_killed_in_mid_run_loses_and_doubles_nothing(up):
-    handle = up(replicas=3)
-    outcome, killed = fleet.wait_for(faults.soak(handle, asks(), 16, most=2500, kills=3, pause=1.0))
+    handle = up(step=0.04, replicas=3)
+    outcome, killed = fleet.wait_for(faults.soak(handle, asks(), 24, most=2500, kills=3, pause=2.0))
     complete(outcome, 2500)
     assert killed >= 2 and len(outcome.by_replica) >= 4, "those killed are replaced, and their successors answer"
 
@@ -85,22 +85,23 @@ def test_a_replica_added_takes_load_within_seconds_and_the_others_keep_their_pre
     asked = Prefixes(4, 600, decode_tokens=(2, 6))
     handle = up(replicas=2)
     more = lambda: fleet.deploy(StandIn, replicas=3, router=ROUTER, report_every=0.2)  # noqa: E731
-    outcome, ready = fleet.wait_for(faults.grow(handle, asks(asked), 24, 12.0, more, at=4.0))
+    outcome, ready = fleet.wait_for(faults.grow(handle, asks(asked), 24, more, at=4.0))
     complete(outcome, outcome.asked)
     took, share = faults.joined(outcome, 4.0)
-    assert took < 5 + max(0.0, ready - 4.0) and share > 0.1
+    assert took < ready - 4.0 + 5 and share > 0.1
+    assert len(outcome.by_replica) == 3, "nobody was restarted"
     assert outcome.answered.hits > 0.9
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_the_routers_of_the_study_answer_everything(up, name):
+def test_the_routers_of_the_study_answer_everything(up):
     handle = up(replicas=2, router=STUDY)
-    outcome = run(handle, most=120, requests=asks(cell=Cell(1, name)))
-    complete(outcome, 120)
-    assert len(outcome.by_replica) == 2
-    if name == "round robin":
+    for number, name in enumerate(RULES):
+        outcome = run(handle, most=120, requests=asks(cell=Cell(number, name)))
+        complete(outcome, 120)
         sizes = sorted(map(len, outcome.by_replica.values()))
-        assert sizes[1] - sizes[0] <= 20
+        assert len(sizes) == 2, name
+        if name == "round robin":
+            assert sizes[1] - sizes[0] <= 20
 
 
 def test_salts_keep_tenants_apart(up):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lab.routing import fleet
@@ -37,12 +37,16 @@ def joined(outcome: fleet.Outcome, since: float, window: float = 5.0) -> tuple[f
     return first - since, len(own) / len(answers)
 
 
-async def grow(handle, requests: Iterator[Any], clients: int, seconds: float, more, at: float) -> tuple[fleet.Outcome, float]:
-    """Clients ask for ``seconds``; ``at`` so many seconds ``more()`` deploys another replica. Returns what came of it, and when the newcomer
-    was ready, in seconds since the start."""
-    start = time.perf_counter()
-    asking = asyncio.create_task(fleet.ask(handle, requests, clients, seconds))
+async def grow(
+    handle, requests: Iterator[Any], clients: int, more: Callable[[], Any], at: float, window: float = 6.0
+) -> tuple[fleet.Outcome, float]:
+    """While clients ask, ``more()`` deploys another replica ``at`` so many seconds; they go on for ``window`` seconds after it is ready. Returns
+    what came of it, and when the newcomer was ready, in seconds since the start."""
+    start, stop = time.perf_counter(), asyncio.Event()
+    asking = asyncio.create_task(fleet.ask(handle, requests, clients, stop=stop))
     await asyncio.sleep(at)
     await asyncio.to_thread(more)
     ready = time.perf_counter() - start
+    await asyncio.sleep(window)
+    stop.set()
     return await asking, ready

@@ -73,7 +73,7 @@ def deployment(
 
     chosen = {"request_router_class": router, "request_router_kwargs": router_options or {}} if router else {}
     made = serve.deployment(
-        replica, name=NAME, version="1", num_replicas=replicas, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
+        replica, name=NAME, num_replicas=replicas, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
         ray_actor_options={"num_cpus": 0}, request_router_config=RequestRouterConfig(request_routing_stats_period_s=report_every, **chosen),
     )  # fmt: skip
     return made.bind(*arguments, **named)
@@ -142,10 +142,12 @@ class Outcome:
         return sum(count > 1 for count in self.answers.values())
 
 
-async def ask(handle, requests: Iterator[Any], clients: int, seconds: float | None = None, most: int | None = None,
-              patience: float = 120.0) -> Outcome:  # fmt: skip
-    """``clients`` in closed loop, for so many ``seconds`` or until ``most`` requests were sent; what was sent is waited for. A client that loses
-    its replica sends the request again."""
+async def ask(
+    handle, requests: Iterator[Any], clients: int, seconds: float | None = None, most: int | None = None, stop: asyncio.Event | None = None,
+    patience: float = 120.0,
+) -> Outcome:  # fmt: skip
+    """``clients`` in closed loop, for so many ``seconds``, until ``most`` requests were sent, or until ``stop`` is set; what was sent is waited for.
+    A client that loses its replica sends the request again."""
     outcome, start, numbers = Outcome(), time.perf_counter(), itertools.count()
     now = lambda: time.perf_counter() - start  # noqa: E731
     hits: list[bool] = []
@@ -153,7 +155,7 @@ async def ask(handle, requests: Iterator[Any], clients: int, seconds: float | No
     streamed = handle.options(stream=True)
 
     async def client() -> None:
-        while (seconds is None or now() < seconds) and (most is None or outcome.asked < most):
+        while (seconds is None or now() < seconds) and (most is None or outcome.asked < most) and not (stop and stop.is_set()):
             request, number, sent = next(requests), next(numbers), now()
             outcome.asked += 1
             while now() - sent < patience:
