@@ -7,7 +7,9 @@
 * decision: microseconds of one decision at 64 replicas.
 """
 
+import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +43,8 @@ def run(parts: str, seconds: float, repeats: int, requests: int, kills: int, ins
         if set(chosen) & {"faults", "real"}:
             if lacks := fleet.missing():
                 raise SystemExit(lacks)
-            with routing.replicas(setting) as handle:
+            # Ray's processes write to this one's output, which is to hold one JSON object.
+            with redirect_stdout(sys.stderr), routing.replicas(setting) as handle:
                 if "real" in chosen:
                     found |= measured(Study("routing", None, out), handle, setting, repeats, inside.split(","), kv, keep)
                 if "faults" in chosen:
