@@ -116,7 +116,9 @@ def measure(study: Study, handle, setting: Setting, repeats: int, chosen: Sequen
             raise RuntimeError(
                 f"{router}, {inside}, {kv}, {shape}: {outcome.lost} requests lost, {outcome.doubled} doubled, {outcome.wrong} wrong"
             )
-        _rows(study, router, {"inside": inside, "kv": kv, "shape": shape, "replicas": 2}, outcome.answered.steady(DISCARD), repeat)
+        busiest = max(map(len, outcome.by_replica.values())) / len(outcome.answers)
+        metrics = outcome.answered.steady(DISCARD) | {"busiest replica": (busiest, "share of answers")}
+        _rows(study, router, {"inside": inside, "kv": kv, "shape": shape, "replicas": 2}, metrics, repeat)
     return _with_cells(study.rows(first))
 
 
