@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def test_both_builds_of_the_engine_are_of_one_version():
 
 def test_the_cpu_lock_holds_nothing_of_cuda():
     assert not [name for name in pins("cpu.txt") if re.match(r"nvidia|cuda|cupy|flashinfer|torch", name)]
+
+
+def test_ray_adds_to_both_locks_and_changes_neither():
+    ray = pins("ray.txt")
+    assert not ray.keys() & (pins("cpu.txt").keys() | pins("gpu.txt").keys())
+    (version_,) = ray["ray"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert f"ray[serve]=={version_}" in extras["ray"]
 
 
 def test_conda_installs_the_gpu_lock():
