@@ -1,13 +1,12 @@
 """Which replica takes a request: one that holds its prefix and serves its relatives, as long as none gets more than its share.
 
 1. **Bounded load** (arXiv 1608.01350). A replica with (1 + epsilon) × the mean of outstanding requests takes no more: a hot prefix spreads.
-2. **Prefix.** Of the others, those that hold the longest part of the request's prefix. The more of a replica's load this prefix is, the
-   lower its bound for it, down to 1 + epsilon ÷ 4: many requests soon pay for a copy elsewhere, a few do not.
-3. **Homogeneity.** Of these, the one where most relatives run or wait: requests that share that part. Where several hold it, moving costs
-   nothing: only up to a quarter of the bound's slack, and beyond that the least loaded.
+2. **Prefix.** Of the others, those that hold the longest part of the request's prefix, as far as their caches are known (mirrored by a bounded
+   set of chunk hashes, least recently used first). The more of a replica's load this prefix is, the lower its bound for it, down to
+   1 + epsilon ÷ 4: many requests soon pay for a copy elsewhere, a few do not.
+3. **Homogeneity.** Of these, the one where most relatives (requests that share that part) run or wait. Where several hold it, and so moving is
+   free, only up to a quarter of the bound's slack; beyond that the least loaded.
 4. **Load.** Where nobody holds anything, and among equals, the least loaded; then the one that holds least.
-
-Who holds what is approximate: each replica's prefix cache is mirrored by a bounded set of chunk hashes, least recently used first.
 """
 
 import random
@@ -83,7 +82,7 @@ class Placement:
         return min(free.values(), key=lambda one: (one.load, len(one.held), random.random())).id if free else None
 
     def place(self, request_id: Hashable, path: Sequence[Hashable], id_: Hashable) -> None:
-        """A request goes to a replica, wherever it was placed before."""
+        """A request goes to a replica, or None, wherever it was placed before."""
         self.done(request_id)
         if replica := self._replicas.get(id_):
             self._placed[request_id] = replica, path
@@ -94,7 +93,7 @@ class Placement:
             self._evict(replica)
 
     def done(self, request_id: Hashable, id_: Hashable | None = None) -> None:
-        """A request is answered, has failed or was withdrawn. ``id_``: only if it is placed there."""
+        """A request has ended, in whatever way. ``id_``: only if it is placed there."""
         replica, path = self._placed.get(request_id, (None, ()))
         if replica and id_ in (None, replica.id):
             del self._placed[request_id]
@@ -102,10 +101,6 @@ class Placement:
             replica.load -= 1
             for chunk in path:
                 replica.held[chunk] -= 1
-
-    def loads(self) -> dict[Hashable, int]:
-        """Requests outstanding on each replica."""
-        return {id_: replica.load for id_, replica in self._replicas.items()}
 
     def _hold(self, replica: _Replica, chunk: Hashable, more: int) -> None:
         self._holders.setdefault(chunk, {})[replica.id] = replica

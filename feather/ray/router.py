@@ -20,6 +20,7 @@ class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
     def initialize_state(self, chunk_size: int = 512, **options: Any) -> None:
         self.chunk_size = chunk_size
         self.placement = Placement(**options)
+        self._here: dict[str, RunningReplica] = {}
 
     async def choose_replicas(self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None) -> Any:
         rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)  # type: ignore[arg-type]
@@ -27,31 +28,30 @@ class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             return rays
         id_, model = pending_request.metadata.internal_request_id, pending_request.metadata.multiplexed_model_id
         path = prefix_path((*pending_request.args, *pending_request.kwargs.values()), self.chunk_size, model)
-        here = {replica.replica_id.unique_id: replica for replica in (sum(rays, []) if model else candidate_replicas)}
-        chosen = self.placement.choose(path, here)
+        among = {replica.replica_id.unique_id for replica in sum(rays, [])} if model else self._here
+        chosen = self.placement.choose(path, among)
 
         def settled(future) -> None:  # to our replica or another one, or withdrawn
-            if future.cancelled():
-                self.placement.done(id_)
-            else:
-                self.placement.place(id_, path, future.result().replica_id.unique_id)
+            self.placement.place(id_, path, None if future.cancelled() else future.result().replica_id.unique_id)
 
         pending_request.future.add_done_callback(settled)
-        if chosen is None:
-            return rays
-        self.placement.place(id_, path, chosen)  # already, so that the next decision knows
-        return [[here[chosen]], *rays]
+        if chosen is not None:
+            self.placement.place(id_, path, chosen)  # already, so that the next decision knows
+            rays = [[self._here[chosen]], *rays]
+        return rays
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        self.placement.update([replica.replica_id.unique_id for replica in replicas])
-        for replica in replicas:
+        self._here = {replica.replica_id.unique_id: replica for replica in replicas}
+        self.placement.update(self._here)
+        for id_, replica in self._here.items():
             if told := (replica.routing_stats or {}).get(KEY):
-                self.placement.report(replica.replica_id.unique_id, told)
+                self.placement.report(id_, told)
         super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
-        self.placement.update([id_ for id_ in self.placement.loads() if id_ != replica_id.unique_id])
+        self._here.pop(replica_id.unique_id, None)
+        self.placement.update(self._here)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         self.placement.done(internal_request_id, replica_id.unique_id)
