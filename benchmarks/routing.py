@@ -55,9 +55,11 @@ def run(parts: str, seconds: float, repeats: int, requests: int, kills: int, ins
 def measured(study: Study, handle, setting: routing.Setting, repeats: int, insides: list[str], kv: str, keep: str) -> dict:
     kvs = {"all": [routing.ROOMY], "third": [routing.SMALL], "both": [routing.ROOMY, routing.SMALL]}[kv]
     chosen = [cell for cell in routing.cells() if cell[1] in kvs]
-    table = routing.measure(study, handle, setting, repeats, chosen, insides=insides)
+    former = pd.read_csv(keep) if keep and Path(keep).exists() else None
+    begin = 0 if former is None else int(former["repeat"].max()) + 1
+    table = pd.concat([former, routing.measure(study, handle, setting, repeats, chosen, insides=insides, begin=begin)], ignore_index=True)
     if keep:
-        table = together(table, Path(keep))
+        table.to_csv(keep, index=False)
     told = routing.figures(table)
     rows = table.pivot_table(index=["inside", "cell", "policy"], columns="metric", values="value", aggfunc="median").round(3)
     return {
@@ -69,18 +71,6 @@ def measured(study: Study, handle, setting: routing.Setting, repeats: int, insid
         "hot_prefix": {kv: ratio._asdict() for kv, ratio in told.hot_p99.items()},
         "cells": {" | ".join(key): {metric: float(value) for metric, value in row.items()} for key, row in rows.iterrows()},
     }
-
-
-def together(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """These rows and those that earlier calls kept there; the repeats of a cell are numbered through."""
-    if path.exists():
-        former = pd.read_csv(path)
-        cell = ["inside", "shape", "kv"]
-        had = former.groupby(cell)["repeat"].max() + 1
-        table = table.assign(repeat=[row.repeat + had.get((row.inside, row.shape, row.kv), 0) for row in table.itertuples()])
-        table = pd.concat([former, table], ignore_index=True)
-    table.to_csv(path, index=False)
-    return table
 
 
 def killed(handle, setting: routing.Setting, requests: int, kills: int) -> dict:

@@ -102,13 +102,14 @@ def run_real(handle, setting: Setting, router: str, inside: str, kv: str, shape:
 
 
 def measure(study: Study, handle, setting: Setting, repeats: int, chosen: Sequence[tuple[str, str]] | None = None,
-            routers: Sequence[str] = tuple(RULES), insides: Sequence[str] = ("FCFS", "Feather")) -> pd.DataFrame:  # fmt: skip
-    """Every router before every scheduler in every cell, in an order drawn anew for each repeat; a run with other requests first, thrown away."""
-    first, order = study.kept, np.random.default_rng(1)
+            routers: Sequence[str] = tuple(RULES), insides: Sequence[str] = ("FCFS", "Feather"), begin: int = 0) -> pd.DataFrame:  # fmt: skip
+    """Every router before every scheduler in every cell, in an order drawn anew for each repeat; a run with other requests first, thrown away.
+    ``begin``: number of the first repeat, by which requests are drawn."""
+    first, order = study.kept, np.random.default_rng(1 + begin)
     grid = [(router, inside, shape, kv) for shape, kv in chosen or cells() for inside in insides for router in routers]
     run_real(handle, replace(setting, seconds=min(5.0, setting.seconds)), BASE, "FCFS", ROOMY, "uniform", seed=99)
     for repeat, index in tqdm(
-        [(repeat, index) for repeat in range(repeats) for index in order.permutation(len(grid))], desc=study.name, unit="run"
+        [(repeat, index) for repeat in range(begin, begin + repeats) for index in order.permutation(len(grid))], desc=study.name, unit="run"
     ):
         router, inside, shape, kv = grid[index]
         outcome = run_real(handle, setting, router, inside, kv, shape, seed=1 + repeat)
