@@ -83,13 +83,11 @@ def test_a_replica_killed_in_mid_run_loses_and_doubles_nothing(up):
 
 def test_a_replica_added_takes_load_within_seconds_and_the_others_keep_their_prefixes(up):
     asked = Prefixes(4, 600, decode_tokens=(2, 6))
-    handle = up(replicas=2)
-    more = lambda: fleet.deploy(StandIn, replicas=3, router=ROUTER, report_every=0.2)  # noqa: E731
-    outcome, ready = fleet.wait_for(faults.grow(handle, asks(asked), 24, more, at=4.0))
+    handle = up(step=0.02, replicas=2, most=3)
+    outcome, ready = fleet.wait_for(faults.grow(handle, asks(asked), 32, 3))
     complete(outcome, outcome.asked)
-    took, share = faults.joined(outcome, 4.0)
-    assert took < ready - 4.0 + 5 and share > 0.1
-    assert len(outcome.by_replica) == 3, "nobody was restarted"
+    took, share = faults.joined(outcome, ready)
+    assert len(outcome.by_replica) == 3 and took < 5 and share > 0.1
     assert outcome.answered.hits > 0.9
 
 
@@ -98,10 +96,7 @@ def test_the_routers_of_the_study_answer_everything(up):
     for number, name in enumerate(RULES):
         outcome = run(handle, most=120, requests=asks(cell=Cell(number, name)))
         complete(outcome, 120)
-        sizes = sorted(map(len, outcome.by_replica.values()))
-        assert len(sizes) == 2, name
-        if name == "round robin":
-            assert sizes[1] - sizes[0] <= 20
+        assert len(outcome.by_replica) == 2, name
 
 
 def test_salts_keep_tenants_apart(up):

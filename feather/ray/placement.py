@@ -25,7 +25,8 @@ class _Replica:
         self.id = id_
         self.capacity = capacity  # chunks
         self.own = self.others = self.load = 0  # outstanding: placed from here, by other routers, and both
-        self.told, self.seen = None, float("-inf")  # its last report, and when that came
+        self.told: Any = None  # its last report
+        self.seen = float("-inf")  # when that came
         self.held: OrderedDict[Hashable, int] = OrderedDict()  # chunk → relatives placed from here
         self.theirs: dict[Hashable, int] = {}  # chunk → relatives placed by other routers
 

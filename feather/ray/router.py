@@ -20,10 +20,10 @@ class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
     def initialize_state(self, chunk_size: int = 512, **options: Any) -> None:
         self.chunk_size = chunk_size
         self.placement = Placement(**options)
-        self._here: dict[str, RunningReplica] = {}
+        self._here: dict[Any, RunningReplica] = {}
 
     async def choose_replicas(self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None) -> Any:
-        rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)  # type: ignore[arg-type]
+        rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)
         if pending_request is None:
             return rays
         id_, model = pending_request.metadata.internal_request_id, pending_request.metadata.multiplexed_model_id

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from lab.routing import fleet
@@ -24,29 +24,25 @@ async def soak(handle, requests: Iterator[Any], clients: int, most: int, kills: 
     return await asking, killed
 
 
-def joined(outcome: fleet.Outcome, since: float, window: float = 5.0) -> tuple[float, float]:
-    """Seconds from ``since`` to the first answer of the replica that answered first after it and never before, and its share of the answers
-    in the ``window`` after that; infinity and 0 where none joined."""
-    new = {replica: times for replica, times in outcome.by_replica.items() if times and min(times) > since}
-    if not new:
-        return float("inf"), 0.0
-    replica = min(new, key=lambda id_: min(new[id_]))
-    first = min(new[replica])
+def joined(outcome: fleet.Outcome, ready: float, window: float = 5.0) -> tuple[float, float]:
+    """Of the replica whose first answer came last: seconds from ``ready`` to that answer, and its share of all answers in the ``window`` after it."""
+    replica = max(outcome.by_replica, key=lambda id_: min(outcome.by_replica[id_]))
+    first = min(outcome.by_replica[replica])
     answers = [when for times in outcome.by_replica.values() for when in times if first <= when <= first + window]
-    own = [when for when in new[replica] if when <= first + window]
-    return first - since, len(own) / len(answers)
+    return first - ready, sum(when <= first + window for when in outcome.by_replica[replica]) / len(answers)
 
 
-async def grow(
-    handle, requests: Iterator[Any], clients: int, more: Callable[[], Any], at: float, window: float = 6.0
-) -> tuple[fleet.Outcome, float]:
-    """While clients ask, ``more()`` deploys another replica ``at`` so many seconds; they go on for ``window`` seconds after it is ready. Returns
-    what came of it, and when the newcomer was ready, in seconds since the start."""
+async def grow(handle, requests: Iterator[Any], clients: int, number: int, window: float = 8.0) -> tuple[fleet.Outcome, float]:
+    """Clients ask until Ray has added replicas up to ``number``, and ``window`` seconds more. Returns what came of it, and when the last of them
+    was ready, in seconds since the start. Raises TimeoutError after two minutes without it."""
     start, stop = time.perf_counter(), asyncio.Event()
     asking = asyncio.create_task(fleet.ask(handle, requests, clients, stop=stop))
-    await asyncio.sleep(at)
-    await asyncio.to_thread(more)
-    ready = time.perf_counter() - start
-    await asyncio.sleep(window)
-    stop.set()
+    try:
+        async with asyncio.timeout(120):
+            while await asyncio.to_thread(fleet.ready) < number:
+                await asyncio.sleep(0.2)
+        ready = time.perf_counter() - start
+        await asyncio.sleep(window)
+    finally:
+        stop.set()
     return await asking, ready

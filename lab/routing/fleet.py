@@ -64,17 +64,25 @@ def cluster(port: int | None = None) -> Iterator[None]:
 
 
 def deployment(
-    replica: Callable, *arguments: Any, replicas: int = 2, router: str | None = None, router_options: dict | None = None,
-    report_every: float = STATS_EVERY, **named: Any,
+    replica: Callable, *arguments: Any, replicas: int = 2, most: int | None = None, router: str | None = None,
+    router_options: dict | None = None, report_every: float = STATS_EVERY, **named: Any,
 ):  # fmt: skip
-    """A deployment of ``replica`` objects behind a router, by the path of its class; Ray's own by default. Bound, not yet running."""
+    """A deployment of ``replica`` objects behind a router, by the path of its class; Ray's own by default. ``most``: Ray adds replicas up to so
+    many while each has more than eight requests. Bound, not yet running."""
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
+    number: dict[str, Any] = {"num_replicas": replicas}
+    if most is not None:
+        number = {"autoscaling_config": {
+            "min_replicas": replicas, "initial_replicas": replicas, "max_replicas": most, "target_ongoing_requests": 8, "upscale_delay_s": 3.0,
+            "metrics_interval_s": 0.5, "look_back_period_s": 2.0,
+        }}  # fmt: skip
     chosen = {"request_router_class": router, "request_router_kwargs": router_options or {}} if router else {}
     made = serve.deployment(
-        replica, name=NAME, num_replicas=replicas, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
+        replica, name=NAME, max_ongoing_requests=1000, health_check_period_s=2.0, graceful_shutdown_timeout_s=2.0,
         ray_actor_options={"num_cpus": 0}, request_router_config=RequestRouterConfig(request_routing_stats_period_s=report_every, **chosen),
+        **number,
     )  # fmt: skip
     return made.bind(*arguments, **named)
 
