@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +63,13 @@ def cluster(port: int | None = None) -> Iterator[None]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def end(number: int, frame: Any) -> None:
+    """A handler of signals: ``cluster`` takes everything down, and a second signal does not keep it from that. Raises SystemExit."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def deployment(

@@ -7,7 +7,6 @@ without a tokenizer, so prompts are token ids.
 import argparse
 import signal
 import tempfile
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,8 @@ def application(folder: Path, replicas: int = 2, rows: int = 16):
     config = LLMConfig(
         model_loading_config={"model_id": TINY_LLAMA.name, "model_source": str(TINY_LLAMA.write(folder))},
         server_cls=Server,
-        accelerator_type=None,
+        accelerator_config={"kind": "cpu"},
+        placement_group_config={"bundles": [{"CPU": 1}]},
         deployment_config={
             "num_replicas": replicas,
             "max_ongoing_requests": 1000,
@@ -68,15 +68,14 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: end.set())
+    signal.signal(signal.SIGTERM, fleet.end)
+    signal.signal(signal.SIGINT, fleet.end)
     with fleet.cluster(options.port), tempfile.TemporaryDirectory() as folder:
         from ray import serve
 
         serve.run(application(Path(folder), options.replicas), name=fleet.APP, route_prefix="/")
         print(f"{options.replicas} replicas of {TINY_LLAMA.name} at http://127.0.0.1:{options.port}/v1", flush=True)
-        end.wait()
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ model. Ctrl-C or SIGTERM takes everything down.
 import argparse
 import json
 import signal
-import threading
 import time
 from typing import Any
 
@@ -96,16 +95,15 @@ def main() -> None:
     options = parser.parse_args()
     if lacks := fleet.missing():
         parser.exit(2, f"{parser.prog}: {lacks}\n")
-    end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: end.set())
+    signal.signal(signal.SIGTERM, fleet.end)
+    signal.signal(signal.SIGINT, fleet.end)
     with fleet.cluster(options.port):
         from ray import serve
 
         replicas = fleet.deployment(Replica, options.rows, replicas=options.replicas, router=options.router)
         serve.run(front().bind(replicas), name=fleet.APP, route_prefix="/")
         print(f"{options.replicas} replicas of {MODEL} at http://127.0.0.1:{options.port}/v1", flush=True)
-        end.wait()
+        signal.pause()
 
 
 if __name__ == "__main__":
