@@ -60,6 +60,11 @@ def measured(study: Study, handle, setting: routing.Setting, repeats: int, insid
     table = pd.concat([former, routing.measure(study, handle, setting, repeats, chosen, insides=insides, begin=begin)], ignore_index=True)
     if keep:
         table.to_csv(keep, index=False)
+    return in_short(table)
+
+
+def in_short(table: pd.DataFrame) -> dict:
+    """What rows of real replicas tell."""
     told = routing.figures(table)
     rows = table.pivot_table(index=["inside", "cell", "policy"], columns="metric", values="value", aggfunc="median").round(3)
     return {
