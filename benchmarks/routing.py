@@ -9,6 +9,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 
 from benchmarks.timing import main
 from lab.routing import faults, fleet
+from lab.stats import Ratio
 from lab.studies import routing
 from lab.studies.study import Study
 
@@ -68,14 +70,19 @@ def in_short(table: pd.DataFrame) -> dict:
     told = routing.figures(table)
     rows = table.pivot_table(index=["inside", "cell", "policy"], columns="metric", values="value", aggfunc="median").round(3)
     return {
-        "small_kv_over_best_ray": round(min((ratio.median for ratio in told.small_kv_over_best_ray.values()), default=float("nan")), 3),
-        "worst_over_power_of_two": round(told.worst.median, 3),
-        "hot_prefix_ttft_p99_ratio": round(max((ratio.median for ratio in told.hot_p99.values()), default=float("nan")), 3),
+        "small_kv_over_best_ray": edge(min, told.small_kv_over_best_ray),
+        "worst_over_power_of_two": edge(min, told.over_power_of_two),
+        "hot_prefix_ttft_p99_ratio": edge(max, told.hot_p99),
         "small_kv": {shape: ratio._asdict() for shape, ratio in told.small_kv_over_best_ray.items()},
         "over_power_of_two": {cell: ratio._asdict() for cell, ratio in told.over_power_of_two.items()},
         "hot_prefix": {kv: ratio._asdict() for kv, ratio in told.hot_p99.items()},
         "cells": {" | ".join(key): {metric: float(value) for metric, value in row.items()} for key, row in rows.iterrows()},
     }
+
+
+def edge(pick: Callable, ratios: dict[str, Ratio]) -> float | None:
+    """The least or greatest of some medians; None without any."""
+    return round(pick(ratio.median for ratio in ratios.values()), 3) if ratios else None
 
 
 def killed(handle, setting: routing.Setting, requests: int, kills: int) -> dict:
