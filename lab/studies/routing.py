@@ -259,12 +259,12 @@ def draw(study: Study, table: pd.DataFrame, setting: Setting, repeats: int) -> N
         rows = table[table["inside"] == inside]
         found = figures(table)
         ratios = {name: ratio for name, ratio in found.over_power_of_two.items() if name.startswith(inside)}
-        low, high = (pick(ratios.values(), key=lambda ratio: ratio.median) for pick in (min, max))
+        spread = sorted({f"{ratio.median:.2f}" for ratio in ratios.values()})
         study.figure(
             ratio_bars_beside(rows, {"throughput": "throughput, ratio to power of two", P99: "p99 time to first token, ratio to power of two"},
                               BASE, "cell", 7.0),
             f"routers_{inside.lower()}",
-            f"With {inside} inside, Feather's router gives {low.median:.2f} to {high.median:.2f} times the throughput of power of two",
+            f"With {inside} inside, Feather's router gives {' to '.join(spread[:1] + spread[1:][-1:])} times the throughput of power of two",
             f"2 replicas of {setting.rows} rows, {setting.prefixes} prefixes of {setting.tokens} tokens, {2 * setting.clients} clients in closed loop · "
             f"steady state · {'one run each' if repeats == 1 else f'medians of {repeats} runs'}",
             "Throughput and p99 time to first token of every router over power of two's.",
