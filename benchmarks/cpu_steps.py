@@ -76,7 +76,7 @@ def step_ms(engine: Engine, point: calibration.Point, seed: int, run_number: int
 
 def cpu_seconds() -> tuple[float, float]:
     """CPU time spent so far by the whole machine (stolen time included) and by this process."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    fields = [int(field) for field in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
     user, nice, system, idle, iowait, irq, softirq, steal = fields
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), time.process_time()
 

@@ -42,7 +42,7 @@ def check() -> list[dict]:
         if not on_gpu:
             environment["TRITON_INTERPRET"] = "1"
         command = [sys.executable, "-m", "lab.kernels.check", implementation]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
         if done.returncode:
             raise RuntimeError(f"{implementation}: {done.stderr.strip().splitlines()[-1]}")
         rows += json.loads(done.stdout.splitlines()[-1])
@@ -54,7 +54,7 @@ def check() -> list[dict]:
 def measure(backend: str, heads: list[str], repeats: int, counted: bool) -> tuple[pd.DataFrame, list[dict]]:
     """The study's table, and what the hardware's counters say or why they are silent."""
     from lab.studies.decode_attention import SIZES, STUDY, Bench, conditions
-    from lab.studies.study import Study, frame
+    from lab.studies.study import Study, frame, read
 
     with tempfile.TemporaryDirectory() as out:
         study = Study(STUDY, None, out, backend)
@@ -67,7 +67,7 @@ def measure(backend: str, heads: list[str], repeats: int, counted: bool) -> tupl
             if counted:
                 counts += count(bench)
             del bench
-        return frame(pd.read_csv(study.out / "results" / f"{STUDY}.csv").to_dict("records")), counts
+        return frame(read(study.out / "results" / f"{STUDY}.csv").to_dict("records")), counts
 
 
 def count(bench) -> list[dict]:

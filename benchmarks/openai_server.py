@@ -43,7 +43,7 @@ class Server:
             "--disable-uvicorn-access-log", *arguments,
         ]  # fmt: skip
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "HF_HUB_OFFLINE": "1"}
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             self._wait_until_up()
@@ -59,7 +59,7 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.5)
-        tail = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-30:])
+        tail = "".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-30:])
         raise RuntimeError(f"the server did not come up within {timeout:.0f} s; the end of its log:\n{tail}")
 
     def metrics(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 passes over, and a watch on decisions that fail or take too long."""
 
 import time
-from collections.abc import Callable, Hashable, KeysView
+from array import array
+from collections.abc import Callable, Hashable, Iterable, KeysView
 from typing import Any
 
 from feather.former import BatchFormer, Formed
@@ -40,6 +41,7 @@ class Admission:
         self._aside: dict[Hashable, Request] = {}
         self._running: dict[Hashable, Request] = {}
         self._came_or_went = False  # since the best priority was offered
+        self._places: dict[Hashable, bytes] = {}  # of running requests, in the order by prefix
 
     @property
     def waiting(self) -> KeysView[Hashable]:
@@ -136,6 +138,15 @@ class Admission:
     def formed(self) -> Formed:
         """The step has been scheduled: see ``BatchFormer.formed``."""
         return self.former.formed(len(self._waiting) - len(self._offered))
+
+    def by_prefix(self, request_ids: Iterable[Hashable]) -> list[Hashable]:
+        """The same ids, in an order in which running requests of one prefix stand side by side, at every depth; those of equal prefixes, and
+        those that are not known here, in the order given."""
+        for request_id in self._places.keys() - self._running.keys():
+            del self._places[request_id]
+        for request_id in self._running.keys() - self._places.keys():
+            self._places[request_id] = array("q", map(hash, self._running[request_id].path)).tobytes()
+        return sorted(request_ids, key=lambda request_id: self._places.get(request_id, b""))
 
     def _may_stop(self) -> bool:
         if not self._by_priority or not self._running:

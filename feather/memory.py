@@ -5,23 +5,25 @@ from logging import Logger
 from pathlib import Path
 
 from feather.policies import Policy
+from feather.policies.checkpoint import is_ours
 
-_EVERY = 60.0  # seconds between two saves
+_BUSY, _IDLE = 3.0, 0.5  # seconds between two saves while requests run, and when the last of them has finished
 
 
 class Memory:
-    """Saves and restores the policy. Anything that goes wrong with the file is a warning, and serving continues.
+    """Saves and restores the policy. It saves every few seconds, since a server may be killed at any moment. Anything that goes
+    wrong with the file is told once, and serving continues.
 
     Args:
         path: of the file; "" for none.
-        rank: of the data-parallel engine; each engine learns separately and has a file of its own.
         logger: the engine's.
     """
 
-    def __init__(self, path: str, rank: int, logger: Logger):
-        self._path = Path(f"{path}.{rank}" if rank else path).expanduser() if path else None
+    def __init__(self, path: str, logger: Logger):
+        self._path = Path(path) if path else None
         self._logger = logger
-        self._saved = time.monotonic()
+        self._saved, self._saved_idle = time.monotonic(), float("-inf")
+        self._told = False
 
     def recall(self, policy: Policy) -> None:
         """Restore what was learned before, if anything was."""
@@ -34,12 +36,17 @@ class Memory:
         except (ValueError, OSError) as error:
             self._logger.warning("Feather starts without experience: %s", error)
 
-    def keep(self, policy: Policy, now: bool = False) -> None:
-        """Save, at most once a minute unless ``now``."""
-        if self._path is None or policy.kind is None or not (now or time.monotonic() - self._saved > _EVERY):
+    def keep(self, policy: Policy, idle: bool = False, now: bool = False) -> None:
+        """A step has run: save if it is time, or ``now``. ``idle``: it was the last for the moment."""
+        moment, due = time.monotonic(), self._saved_idle + _IDLE if idle else self._saved + _BUSY
+        if self._path is None or policy.kind is None or not (now or moment >= due):
             return
-        self._saved = time.monotonic()
+        self._saved, self._saved_idle = moment, moment if idle else self._saved_idle
         try:
+            if not is_ours(str(self._path)):
+                raise OSError("another process keeps its own there: give each server a file")
             policy.save(self._path)
         except (ValueError, OSError) as error:
-            self._logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
+            if not self._told:
+                self._logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
+            self._told = True

@@ -1,6 +1,7 @@
 """The options of the scheduler, the same for every engine. A wrong option is refused by name."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -10,9 +11,13 @@ from feather.cht import ORDERS
 from feather.former import BatchFormer
 from feather.policies import POLICIES, Guard, NeverStop, Policy, Traced
 from feather.policies.registry import policy_options
-from feather.settings import check_setting, setting
+from feather.settings import check_setting, setting, shown
 
 logger = logging.getLogger("feather")
+
+_EXAMPLE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS='{"policy": "never_stop"}' for SGLang"""
+KERNELS = ("paged", "cascade", "packed")
+ROW_ORDERS = ("engine", "prefix")
 
 
 @dataclass(frozen=True, init=False)
@@ -41,6 +46,17 @@ class Options:
         'which request comes first: "cost" (of the batch\'s relatives, the one with fewest chunks outside it; the paper\'s), "tip" (the one '
         'that loses least shared prefix), or "arrival" (no order, only stopping, for ablations)',
         choices=ORDERS,
+    )
+    rows: str = setting(
+        "engine",
+        'order of the rows in a step\'s batch: "engine" (the engine\'s own), or "prefix" (rows of one prefix side by side, whoever was admitted when)',
+        choices=ROW_ORDERS,
+    )
+    attention: str = setting(
+        "paged",
+        'attention kernel on a CPU: "paged" (vLLM\'s own), "cascade" (a prefix is computed once where all running requests share it), or "packed" '
+        "(each prefix is computed once for all that share it)",
+        choices=KERNELS,
     )
     straggler_share: float = setting(
         0.5,
@@ -81,12 +97,12 @@ class Options:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the options are: {', '.join(known)}"
-                raise ValueError(f"unknown option {name!r}: {hint}")
+                raise ValueError(f"unknown option {shown(name)}: {hint}")
         values = {name: given.get(name, declared.default) for name, declared in known.items()}
         for name, declared in known.items():
             check_setting(name, values[name], declared)
         if values["policy"] not in POLICIES:
-            raise ValueError(f"option policy={values['policy']!r} must be one of: {', '.join(POLICIES)}")
+            raise ValueError(f"option policy={shown(values['policy'])} must be one of: {', '.join(POLICIES)}")
         own = {name: values.pop(name) for name in policy_options()}
         for name, value in {**values, "of_policies": own}.items():
             object.__setattr__(self, name, value)
@@ -105,14 +121,41 @@ class Options:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
         """The options that a user wrote, flat. Raises ValueError that names the first wrong one."""
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"Feather's options are {shown(mapping)}, not names with values: {_EXAMPLE}")
+        if "feather" in mapping:
+            raise ValueError(f'"feather" stands inside itself: {_EXAMPLE}')
         if "of_policies" in mapping:
             raise ValueError("unknown option 'of_policies': write the policies' options beside the others")
-        return cls(**mapping)
+        return cls({str(name): value for name, value in mapping.items()})
+
+    @classmethod
+    def from_additional_config(cls, config: Any) -> "Options":
+        """The options under "feather" in vLLM's ``additional_config``; what else is there is for others. Raises ValueError where one of
+        Feather's stands outside, or "feather" is misspelt."""
+        if isinstance(config, (str, bytes, int, float, list, tuple)):
+            raise ValueError(f"--additional-config is {shown(config)}: {_EXAMPLE}")
+        config = config if isinstance(config, Mapping) else {}
+        for name in config.keys() - {"feather"}:
+            if name in cls.known() or _meant(name, config[name]):
+                raise ValueError(f'--additional-config: {shown(name)} stands where "feather" should: {_EXAMPLE}')
+        return cls.from_mapping(config.get("feather", {}))
+
+    def for_rank(self, rank: int) -> "Options":
+        """Those of one data-parallel engine: each has a checkpoint and a trace of its own."""
+        own = {"checkpoint": f".{rank}", "trace": f".rank{rank}"}  # a trace's older half ends with ".1"
+        files = {name: os.path.abspath(os.path.expanduser(path)) for name in own if (path := getattr(self, name))}
+        return Options(**self.flat() | {name: path + (own[name] if rank else "") for name, path in files.items()})
 
     def flat(self) -> dict[str, Any]:
         """Every option with its value, as ``from_mapping`` takes them."""
         common = {declared.name: getattr(self, declared.name) for declared in fields(self) if declared.name != "of_policies"}
         return {**common, **self.of_policies}
+
+    @property
+    def changes_steps(self) -> bool:
+        """Whether the attention backend has anything to do."""
+        return self.attention != "paged" or self.rows != "engine"
 
     def settings(self) -> Any:
         """The chosen policy's own options, as its ``settings`` class holds them."""
@@ -129,8 +172,19 @@ class Options:
             policy = NeverStop()
         if self.guard and not policy.fills:
             policy = Guard(policy)
-        return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
+        try:
+            return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
+        except (ValueError, OSError) as error:
+            logger.warning("Feather writes no trace: %s", error)
+            return policy
 
     def make_former(self, **engine: Any) -> BatchFormer:
         """A batch former with this policy. ``engine``: what only the engine knows, see ``BatchFormer``."""
         return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, self.saturated_after, **engine)
+
+
+def _meant(name: Any, value: Any) -> bool:
+    """Whether a key beside "feather" was meant to be it: misspelt, longer ("feather_options"), or with "feather" inside it."""
+    word = str(name)[:99].lower()
+    close = word.startswith("feather") or get_close_matches(word, ["feather"], cutoff=0.75)
+    return bool(close) or isinstance(value, Mapping) and "feather" in value

@@ -24,6 +24,15 @@ def setting(
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "unit": unit})
 
 
+def shown(value: Any) -> str:
+    """A value as an error names it: not a page of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python prints; JSON nested too deep
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 200 else f"{text[:197]}…"
+
+
 def check_setting(name: str, value: Any, declared: Field) -> None:
     """Raises ValueError, with the option's name and the value, if the value has the wrong type or is out of bounds.
 
@@ -31,9 +40,9 @@ def check_setting(name: str, value: Any, declared: Field) -> None:
     """
     kind, choices, low, high = declared.type, *(declared.metadata[key] for key in ("choices", "low", "high"))
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"option {name}={value!r} must be of type {getattr(kind, '__name__', kind)}")
+        raise ValueError(f"option {name}={shown(value)} must be of type {getattr(kind, '__name__', kind)}")
     if choices and value not in choices:
-        raise ValueError(f"option {name}={value!r} must be one of: {', '.join(choices)}")
+        raise ValueError(f"option {name}={shown(value)} must be one of: {', '.join(choices)}")
     # Negated, so that NaN is refused too.
     if not ((low is None or value >= low) and (high is None or value <= high)):
-        raise ValueError(f"option {name}={value!r} must be {f'at least {low}' if high is None else f'from {low} to {high}'}")
+        raise ValueError(f"option {name}={shown(value)} must be {f'at least {low}' if high is None else f'from {low} to {high}'}")

@@ -75,7 +75,7 @@ class Entry:
     @property
     def question(self) -> str:
         """Its heading without number and claims."""
-        return re.sub(r"^\d\d\s*[·:.–-]\s*|\s*\([ME]\d[^)]*\)$", "", self.title)
+        return re.sub(r"^\d\d\s*[·:.–-]\s*|\s*\([A-Z]\d[^)]*\)$", "", self.title)
 
     def seconds(self, profile: str, backend: str) -> float | None:
         """What a run takes on the machine that the book was timed on; None where nobody has timed it."""

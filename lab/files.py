@@ -9,5 +9,8 @@ OUT_MARKER = ".made-by-feather"  # stands in every folder of results, so that no
 def replace(path: Path, text: str) -> None:
     """Write a file so that it is there whole or as it was before, whenever the program ends."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:  # a full disk must not keep half a file
+        partial.unlink(missing_ok=True)

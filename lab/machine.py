@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ def cuda_gpu() -> str | None:
     """Name of the first CUDA GPU with its memory, or None. Asks the driver, so torch need not be loaded."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
     return lines[0] if lines else None
@@ -111,9 +112,11 @@ def revision() -> str:
     "unknown" outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout
         status = [*git, "status", "--porcelain", "--", ":/feather", ":/lab", ":/notebooks", ":/book.toml", ":/requirements"]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(status, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.strip() + ("+" if changed.strip() else "")
@@ -137,3 +140,10 @@ def describe() -> dict[str, str]:
         "Feather": revision(),
         **versions(),
     }
+
+
+def speak_any_locale() -> None:
+    """A character that the terminal does not have is shown as a question mark, and ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

@@ -8,6 +8,11 @@ from nbval.plugin import IPyNbFile
 _start = IPyNbFile.setup
 
 
+def pytest_configure(config) -> None:
+    """Notebooks run with the Python that runs the tests, whatever kernel is called "python3" here."""
+    config.option.nbval_current_env = not config.option.nbval_kernel_name
+
+
 def _start_at_smallest_size(self) -> None:
     """nbval passes no parameters to a notebook; its parameters cell takes them from the environment of the kernel.
 

@@ -51,12 +51,15 @@ make_environment() {
   elif has_cuda_gpu; then venv=.venv-cpu; fi
   PYTHON_VENV=$PWD/$venv/bin/python
 
-  exec 9>"$venv.lock"
-  flock -n 9 || { echo "waiting for another command that is making $venv ..." >&2; flock 9; }
+  if [ -w . ]; then
+    exec 9>"$venv.lock"
+    flock -n 9 || { echo "waiting for another command that is making $venv ..." >&2; flock 9; }
+  fi
 
   lock=requirements/$flavour.txt
   want=$flavour-$(cat requirements/cpu-torch.txt "$lock" requirements/peers.txt requirements/ray.txt pyproject.toml | sha256sum | cut -c1-16)
   if [ "$(cat "$venv/complete" 2>/dev/null)" != "$want" ] || ! works "$PWD/$venv"; then
+    [ -w . ] || die "$PWD cannot be written and has no environment in $venv: copy the checkout to where it can be, or make it writable"
     python=$(supported_python) || exit 2
     # Without the stamp an earlier attempt was interrupted, and what it left cannot be trusted.
     [ -f "$venv/complete" ] && "$PYTHON_VENV" -c '' 2>/dev/null || rm -rf "$venv"
@@ -73,5 +76,5 @@ make_environment() {
     pip_install "$venv" -r requirements/ray.txt || echo "Ray could not be installed (see $venv/install.log): notebook 50 goes without real replicas" >&2
     echo "$want" >"$venv/complete"
   fi
-  flock -u 9
+  [ ! -w . ] || flock -u 9
 }

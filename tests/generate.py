@@ -13,8 +13,11 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"
 def main(arguments: dict) -> None:
     from vllm import LLM, SamplingParams
 
+    from feather.vllm.attention import register
+    from feather.vllm.attention.counters import NAMES
     from lab.llm import TINY_LLAMA
 
+    register()  # as vLLM's loader of plug-ins does where Feather is installed
     speculative = "speculative_config" in arguments
     with tempfile.TemporaryDirectory() as folder:
         llm = LLM(
@@ -28,14 +31,25 @@ def main(arguments: dict) -> None:
     for number in range(24):
         prompts.append({"prompt_token_ids": prefixes[number % 4] + [rng.randrange(10, 32_000) for _ in range(8)]})
         params.append(SamplingParams(temperature=0, max_tokens=rng.randrange(1, 24), ignore_eos=True, detokenize=False))
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    core = llm.llm_engine.engine_core.engine_core
+    scheduler = core.scheduler
+    builders = [
+        builder
+        for groups in core.model_executor.driver_worker.worker.model_runner.attn_groups
+        for group in groups
+        for builder in group.metadata_builders
+    ]
     drafts = [metric for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"] if speculative else []
     found = {
         "scheduler": type(scheduler).__name__,
         "left": scheduler.get_num_unfinished_requests(),
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "wanted": [one.max_tokens for one in params],
+        "attention": {name: sum(builder.counters[name] for builder in builders) for name in NAMES},
         "drafts": sum(metric.value for metric in drafts),
     }
     print(json.dumps(found))

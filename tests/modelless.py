@@ -123,5 +123,18 @@ class Driver:
         raise AssertionError(f"still unfinished after {max_steps} steps: {list(self.scheduler.requests)}")
 
 
+class Grammar:
+    """Accepts everything."""
+
+    def accept_tokens(self, request_id, tokens):
+        return True
+
+    def validate_tokens(self, tokens):
+        return tokens
+
+    def is_terminated(self):
+        return False
+
+
 def abort(scheduler, *ids):
     scheduler.finish_requests(ids, RequestStatus.FINISHED_ABORTED)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def main(out: Path) -> None:
+    from feather.options import KERNELS
     from lab import figures
     from lab.engines import make_engine
     from lab.engines.arms import ARMS
@@ -16,6 +17,9 @@ def main(out: Path) -> None:
     from lab.workloads import even_sizes, grouped, make_prefixes, unshared
 
     engine = make_engine("cpu", max_batch=8, kv_gib=1, kv_tokens=20_000)
+    from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
+
+    backend.LEAST_READ = 0  # share in short steps, too
     prefixes = make_prefixes(4, 1024)
     engine.warm(prefixes)
     found = {}
@@ -30,20 +34,21 @@ def main(out: Path) -> None:
     engine.warm(prefixes)
     found["kv tokens"] = engine.kv_tokens
     try:
-        engine.use_cascade(True)
+        engine.use_kernel("flash")
     except ValueError as error:
-        found["cascade refused"] = str(error)
-    asked = []
-    engine._runner.cascade_attn_enabled, engine._runner.num_sms = True, 1  # as on a GPU; the CPU's attention then declines each time
-    decide = engine._runner._compute_cascade_attn_prefix_lens
-    engine._runner._compute_cascade_attn_prefix_lens = lambda *arguments: asked.append(1) or decide(*arguments)
-    found["cascade steps"] = engine.run(grouped(prefixes[:1], [4], seed=1, decode_tokens=4), ARMS["FCFS"]).metrics()["cascade steps"][0]
-    found["cascade asked"] = len(asked)
-    engine.use_cascade(False)
-    engine.run(grouped(prefixes[:1], [4], seed=2, decode_tokens=4), ARMS["FCFS"])
-    found["cascade asked when off"] = len(asked) - found["cascade asked"]
+        found["refused"] = str(error)
+    for kernel in KERNELS:
+        engine.use_kernel(kernel)
+        runs = [engine.run(grouped(prefixes[: len(sizes)], sizes, seed=1, decode_tokens=4), ARMS["FCFS"]) for sizes in ([4], [2, 2])]
+        found[kernel] = [run.metrics()["cascade steps"][0] for run in runs]
+    engine.use_kernel("paged", sorted_rows=True)
+    run = engine.run(grouped(prefixes, even_sizes(16, 4), seed=1, decode_tokens=8), ARMS["FCFS"])
+    found["neighbours, sorted"] = run.metrics()["like neighbours"][0]
     study = Study("00_test", engine, out)
-    table = study.measure(over_groups(engine, prefixes, [1, 2], 8, 4, arms=["FCFS", "Feather (threshold)"]), repeats=2)
+    conditions = over_groups(engine, prefixes, [1, 2], 8, 4, arms=["FCFS", "Feather (threshold)"])
+    table = study.measure(conditions, repeats=2, kernels=["cascade", "paged"])
+    found["told"] = table[["kernel", "rows"]].drop_duplicates().to_numpy().tolist()
+    table = table[table["kernel"] == "cascade"]
     figure = figures.lines(table, "throughput", x="groups", hue="policy", xlabel="x", ylabel="y")
     study.figure(figure, "figure", "a finding", "a setting", "a caption")
     found["claim"] = study.claim("M1", Ratio(1.0, 0.9, 1.1, 2), "a reason")

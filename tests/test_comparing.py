@@ -13,7 +13,7 @@ SURE, UNSURE = Ratio(1.5, 1.4, 1.6, 5), Ratio(1.5, 0.9, 1.6, 5)
 def rows(metric, values, repeats=2, **more):
     """Equal repeats of a metric under each policy of ``values``."""
     return pd.DataFrame([
-        {"metric": metric, "unit": "u", "policy": policy, "repeat": repeat, "value": value, **more}
+        {"metric": metric, "unit": "u", "policy": policy, "repeat": repeat, "value": value, "kernel": "cascade", **more}
         for repeat in range(repeats) for policy, value in values.items()
     ])  # fmt: skip
 
@@ -75,6 +75,31 @@ def test_a_rate_above_the_capacity_is_told_as_a_transient():
     table = pd.concat([runs({"FCFS": 1.0, "Feather": 1.0}, {"FCFS": 1.0, "Feather": 1.0}, requests_per_s=rate) for rate in (5.0, 20.0)])
     assert "At 2.0 times the capacity the queue grows" in rates.found(table, 10.0, "Feather")
     assert "No rate here is above it" in rates.found(table, 30.0, "Feather")
+
+
+def test_what_was_found_of_kernels_follows_the_rows():
+    table = pd.concat([
+        runs({"FCFS": 10.0, "Feather": 15.0, "Feather (never stop)": 11.0}, {}, kernel="cascade", groups=8),
+        runs({"FCFS": 10.0, "Feather": 10.0, "Feather (never stop)": 10.0}, {}, kernel="paged", groups=8),
+        runs({"FCFS": 16.0, "Feather": 17.6, "Feather (never stop)": 24.0}, {}, kernel="packed", groups=8),
+    ])  # fmt: skip
+    told = comparing.found_by_kernel(table, "8 groups", groups=8)
+    assert "1.50× under cascade (Feather), 1.00× (within noise) under paged" in told and "1.50× under packed (Feather (never stop))" in told
+    assert told.endswith("FCFS itself, over FCFS under cascade: 1.00× under paged and 1.60× under packed.")
+    assert comparing.found_by_kernel(comparing.judged(table), "8 groups", groups=8) == ""
+    assert comparing.kernels(table, lambda part: comparing.over(part, "Feather")) == (
+        " This is under the cascade kernel; under the paged kernel it is 1.00×; under the packed kernel it is 1.10×."
+    )
+
+
+def test_a_kernel_that_shares_prefixes_by_itself_is_measured_or_asked_for(tmp_path, capsys):
+    parts = [(name, {"FCFS": fcfs, "Feather": feather}) for name, fcfs, feather in (("cascade", 10.0, 15.0), ("packed", 16.0, 20.0))]
+    table = pd.concat([runs(rates, rates, kernel=name, groups=8) for name, rates in parts])
+    study = Study("20_prefix_groups", None, tmp_path)
+    groups._verdict_on_packing(study, table, "Feather")
+    assert "E7: paper equal or better, here 0.94 ×" in (said := capsys.readouterr().out) and "the same packed 1.25×" in said
+    groups._verdict_on_packing(study, comparing.judged(table), "Feather")
+    assert "E7: not run here" in capsys.readouterr().out
 
 
 def test_the_second_best_is_no_policy_of_feathers():

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from modelless import Driver, abort, make_request, make_scheduler
+from modelless import Driver, Grammar, abort, make_request, make_scheduler
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -116,19 +116,6 @@ def test_adapters_beyond_max_loras_wait_and_no_batch_holds_more(tmp_path, option
     adapters = {request.request_id: request.lora_request.lora_name for request in requests if request.lora_request}
     assert max(len({adapters[id_] for id_ in batch if id_ in adapters}) for batch in driver.batches) == 1
     check(driver, requests, gone={deferred.request_id})
-
-
-class Grammar:
-    """Accepts everything."""
-
-    def accept_tokens(self, request_id, tokens):
-        return True
-
-    def validate_tokens(self, tokens):
-        return tokens
-
-    def is_terminated(self):
-        return False
 
 
 def test_structured_output_waits_for_its_grammar_and_holds_up_nobody(tmp_path, options, depth):

@@ -37,6 +37,28 @@ def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy, drafts):
     assert found["left"] == 0
 
 
+FEW_BLOCKS = 72
+"""of 32 tokens, for 6 requests of up to 12 blocks each: prefixes are given up and computed again, and running requests preempted"""
+
+
+@pytest.mark.parametrize("attention, rows", [("packed", "prefix"), ("cascade", "engine"), ("paged", "prefix")])
+def test_shared_prefixes_computed_once_give_the_tokens_of_stock_vllm(stock, attention, rows):
+    """Chunked prefill, mixed steps, evictions and preemption included; blocks that are used again hold other prefixes."""
+    options = {"attention": attention, "rows": rows, "policy": "never_stop", "chunk_size": 32}
+    found = generate(
+        additional_config={"feather": options},
+        num_gpu_blocks_override=FEW_BLOCKS,
+        **({"scheduler_cls": "feather.vllm.FeatherScheduler"} if attention == "packed" else {}),
+    )
+    assert found["tokens"] == stock["tokens"]
+    ran = found["attention"]
+    assert ran["steps"] > 20 and ran["cascade" if attention == "packed" else "packed"] == 0
+    if attention == "packed":
+        assert ran["packed"] > ran["steps"] / 2 and ran["saved_tokens"] > 0
+    if attention == "paged":
+        assert ran["shared_rows"] == 0
+
+
 def test_a_wrong_option_ends_the_start_up_and_is_named():
     arguments = dict(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": {"polcy": "threshold"}})
     program = [sys.executable, str(Path(__file__).with_name("generate.py")), json.dumps(arguments)]
@@ -56,10 +78,13 @@ def test_the_studies_measure_what_ran(tmp_path):
     assert found["warm hits"] > 0.9 and found["cold hits"] == 0
     assert found["columns"] == [
         "study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
-        "backend", "device", "engine", "revision", "time",
+        "backend", "kernel", "rows", "device", "engine", "revision", "time",
     ]  # fmt: skip
     assert (tmp_path / "figures" / "figure.png").stat().st_size > 10_000 and (tmp_path / "figures" / "figure.pdf").exists()
     assert "not reproduced" in found["claim"]
     assert 20_000 - 32 < found["kv tokens"] <= 20_000
-    assert found["cascade refused"].startswith("cascade=True: vLLM's attention for CPUs has no cascade kernel")
-    assert found["cascade asked"] >= 4 and found["cascade asked when off"] == 0 and found["cascade steps"] == 0
+    assert found["refused"] == "kernel='flash' is not one of: paged, cascade, packed"
+    # Steps in which a shared prefix was computed once: a batch on one prefix, and on two.
+    assert found["paged"] == [0, 0] and found["cascade"][0] > 0.5 and found["cascade"][1] == 0 and min(found["packed"]) > 0.5
+    assert found["told"] == [["cascade", "prefix"], ["paged", "prefix"]], "the kernel of each row, and the order of its rows"
+    assert found["neighbours, sorted"] > found["neighbours, FCFS"]

@@ -14,6 +14,7 @@ from PIL import Image
 from lab import book, machine
 from lab.artifact import cli, outputs
 from lab.artifact.publish import publish_outputs
+from lab.studies.study import Study, read
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,3 +171,14 @@ def test_a_notebook_with_outputs_is_run_and_not_compared(ran):
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "-p", "no:cacheprovider", path.name]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+
+
+def test_a_revision_of_digits_alone_stays_text(tmp_path):
+    study = Study("x", None, tmp_path, told={"device": "d", "engine": "e"})
+    study.row("FCFS", {}, "throughput", 1.0, "tok/s", 0)
+    path = tmp_path / "results" / "x.csv"
+    study.rows()
+    for revision in ("0163608", "12e5678"):
+        table = read(path).assign(revision=revision)
+        table.to_csv(path, index=False)
+        assert list(read(path)["revision"]) == [revision]

@@ -11,7 +11,7 @@ from lab import book, machine
 from lab.artifact import overview, recorded, report
 from lab.claims import CLAIMS, verdict
 from lab.stats import Ratio
-from lab.studies.study import Study, compare, frame
+from lab.studies.study import Study, compare, frame, read
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"
 SHAPE = "M4,smooth,shape,16.7,16.1,17.2,5,×,cpu,Old,reproduced in direction,Why. rises: yes; smoothly: no.,12_x,default,abc"
@@ -270,8 +270,9 @@ def test_the_axis_holds_every_number_and_is_broken_only_before_large_ones(values
 )
 def test_the_gpu_report_says_of_m1_what_its_rows_say(launch, cascade):
     folder = book.ROOT / "data" / "recorded" / "nvidia-h200-143771-mib-580-159-04"
-    rows = frame(pd.read_csv(folder / "gpu_studies.csv.gz").to_dict("records"))
+    rows = frame(read(folder / "gpu_studies.csv.gz").to_dict("records"))
     rows = rows[(rows["study"] == "01_prefix_homogeneity") & (rows["launch"] == launch) & (rows["cascade"] == (cascade == "on"))]
+    assert rows["kernel"].isna().all(), "kept before there was such a column"
     found = compare(rows, "decode throughput", of={"divergent": 0}, to={"divergent": 1, "rows": "shuffled"})
     named = {"eager": "eager", "compiled, CUDA graphs": "compiled + graphs"}[launch]
     told = f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"

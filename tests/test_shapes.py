@@ -9,6 +9,7 @@ from lab.studies import saturation, sharing, strangers, words
 
 def curve(metric, by, values, **more):
     """Two equal repeats of a curve: value of ``by`` → value."""
+    more = {"kernel": "paged", **more}
     rows = [{"metric": metric, by: at, "repeat": repeat, "value": value, **more} for repeat in (0, 1) for at, value in values.items()]
     return pd.DataFrame(rows)
 
@@ -49,20 +50,38 @@ def test_m5_saturates_later_and_higher_when_homogeneous():
     assert turned == {"saturates before the maximum": True, "homogeneous later": False, "homogeneous higher": False}
 
 
+def test_a_shape_is_judged_under_the_first_kernel_and_told_under_the_others():
+    flat = dict.fromkeys((4, 8, 16), 10.0)
+    runs = [
+        curve("decode throughput", "batch", {4: 50.0, 8: 100.0, 16: 102.0}, groups=1, kernel="cascade"),
+        curve("decode throughput", "batch", flat, groups=8, kernel="cascade"),
+    ]
+    runs += [curve("decode throughput", "batch", flat, groups=count, kernel="paged") for count in (1, 8)]
+    shape = saturation.over_batches(pd.concat(runs), 8)
+    assert all(shape.parts.values()) and shape.ours.median == 1.02
+    assert shape.kernels == "This is under the cascade kernel; under the paged kernel the ratio is 1.00×, and 1 of 3 parts hold."
+    assert shape.kernels in shape.found("M5.")
+
+
 def test_m6_is_flat_over_levels():
     assert all(sharing.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).parts.values())
-    assert list(sharing.over_levels(curve("decode throughput", "levels", {1: 150.0, 2: 100.0, 4: 95.0})).parts.values()) == [True, False]
-    assert sharing.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).finding.endswith("−5 % from 1 to 4")
+    assert list(sharing.over_levels(curve("decode throughput", "levels", {1: 150.0, 2: 100.0, 4: 96.0})).parts.values()) == [True, False]
+    assert sharing.over_levels(curve("decode throughput", "levels", {1: 100.0, 2: 97.0, 4: 95.0})).finding == (
+        "No difference above the noise: −3 % from 1 level of the prefix tree to 2, −2 % from there to 4"
+    )
+    assert not any(sharing.over_levels(curve("decode throughput", "levels", {1: 108.0, 2: 100.0, 4: 92.0})).parts.values()), (
+        "5 % is the noise"
+    )
 
 
 def test_m1_is_a_cliff_a_step_or_neither():
     def told(one: float, most: float) -> str:
         rows = [(0, "shuffled", 100.0), (1, "shuffled", one), (1, "side by side", one), (8, "shuffled", most), (8, "side by side", most)]
         table = pd.DataFrame([
-            {"metric": "decode throughput", "divergent": count, "rows": order, "value": value, "repeat": repeat, "cascade": False, "requests": 16}
+            {"metric": "decode throughput", "divergent": count, "arranged": order, "value": value, "repeat": repeat, "kernel": "paged", "requests": 16}
             for count, order, value in rows for repeat in (0, 1, 2)
         ])  # fmt: skip
-        return strangers.finding(table, cascade=False)
+        return strangers.finding(table)
 
     assert told(50.0, 48.0) == "One stranger among 16 costs 50 %: a cliff; 8 cost 52 %"
     assert told(80.0, 60.0) == "One stranger among 16 costs 20 %: a step, but not one half; 8 cost 40 %"

@@ -1,5 +1,6 @@
 """The modelled device: the step model by hand, its rows against brute force, and runs of vLLM's real scheduler on it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -440,28 +441,70 @@ def test_the_published_shapes_have_the_published_sizes():
     assert TINY_LLAMA.kv_bytes_per_token == 8192
 
 
-# -- cascade as a condition --------------------------------------------------------------------------------------------
+# -- kernel and row order ----------------------------------------------------------------------------------------------
 
 
 def test_conditions_are_run_with_the_kernel_that_their_rows_name(tmp_path):
     from lab.engines import make_engine
     from lab.studies.strangers import divergence
-    from lab.studies.study import Study, under_cascade
+    from lab.studies.study import COLUMNS, Study
     from lab.workloads import make_prefixes
 
-    assert (
-        make_engine("sim", cascade=False, kv_gib=1, kv_tokens=20_000).kernel == "paged"
-        and make_engine("sim", cascade=True).kernel == "cascade"
-    )
+    assert make_engine("sim", kernel="paged", kv_gib=1, kv_tokens=20_000).kernel == "paged" and make_engine("sim").kernel == "cascade"
     engine = sim(max_batch=40)
     prefixes = make_prefixes(2, 1024)
     engine.warm(prefixes)
     study = Study("00_test", engine, tmp_path)
-    table = study.measure(under_cascade(divergence(engine, prefixes, 40, [0, 1], 10), engine, [True, False]), repeats=1)
-    steps = table[table["metric"] == "cascade steps"].set_index(["cascade", "divergent", "rows"])["value"]
-    assert steps[True, 0, "shuffled"] > 0.5 and steps.drop((True, 0, "shuffled")).eq(0).all()
-    assert {device.split(", ")[-1] for device in table[table["cascade"]]["device"]} == {"cascade attention"}
-    assert {device.split(", ")[-1] for device in table[~table["cascade"]]["device"]} == {"paged attention"}
+    table = study.measure(divergence(engine, prefixes, 40, [0, 1], 10), repeats=1, kernels=["cascade", "paged", "packed"])
+    assert list(table["kernel"].unique()) == ["cascade", "paged", "packed"] and engine.kernel == "cascade", "in the order asked for"
+    steps = table[table["metric"] == "cascade steps"].set_index(["kernel", "divergent", "arranged"])["value"]
+    assert len(steps) == 9 and steps["cascade"].drop((0, "shuffled")).eq(0).all() and steps["paged"].eq(0).all()
+    assert steps["cascade", 0, "shuffled"] > 0.5 and steps["packed"].gt(0.5).all(), "in how many a shared prefix was computed once"
+    for kernel in ("cascade", "paged", "packed"):
+        assert {device.split(", ")[-1] for device in table[table["kernel"] == kernel]["device"]} == {f"{kernel} attention"}
+    assert (table["rows"] == "engine").all() and COLUMNS[8:11] == ["backend", "kernel", "rows"]
+    only = study.measure(
+        divergence(engine, prefixes, 40, [0, 1], 12),
+        repeats=1,
+        kernels=["paged", "packed"],
+        beside=lambda one: one.parameters["divergent"] == 0,
+    )
+    assert {(kernel, count) for kernel, count in zip(only["kernel"], only["divergent"])} == {("paged", 0), ("paged", 1), ("packed", 0)}
+    with pytest.raises(ValueError, match="'flash' is not one of"):
+        study.measure(divergence(engine, prefixes, 40, [0, 1], 14), repeats=1, kernels=["paged", "flash"])
+    with pytest.raises(ValueError, match=r"kernels=\['paged', 'paged'\] must name at least one attention kernel, and each once"):
+        study.measure(divergence(engine, prefixes, 40, [0, 1], 14), repeats=1, kernels=["paged", "paged"])
+
+
+def test_sorted_rows_stand_side_by_side_and_are_told_in_the_rows(tmp_path, workloads):
+    from lab.studies.evaluation import over_groups
+    from lab.studies.study import Study
+    from lab.workloads import make_prefixes
+
+    engine = sim(max_batch=8, kernel="paged")
+    prefixes = make_prefixes(4, 1024)
+    engine.warm(prefixes)
+    study = Study("00_test", engine, tmp_path)
+    conditions = over_groups(engine, prefixes, [4], 24, (4, 12), arms=["FCFS"])
+    tables = [study.measure(conditions, repeats=1)]
+    engine.use_kernel("paged", sorted_rows=True)
+    engine.use_batch(8)  # makes the scheduler anew, which must not forget it
+    tables.append(study.measure(conditions, repeats=1))
+    engine_order, by_prefix = (table.set_index("metric") for table in tables)
+    assert set(engine_order["rows"]) == {"engine"} and set(by_prefix["rows"]) == {"prefix"}
+    assert by_prefix.loc["like neighbours", "value"] > 1.5 * engine_order.loc["like neighbours", "value"]
+    assert by_prefix.loc["groups per batch", "value"] == engine_order.loc["groups per batch", "value"], "the same requests run"
+
+
+def test_rows_by_prefix_keep_deeper_levels_together_too():
+    shared = SharedBlocks(16)
+    for id_, blocks in {"a": [1, 2, 3], "b": [9, 5], "c": [1, 2, 4], "d": [9, 5, 7], "e": [1, 8], "f": [1, 2, 3, 6]}.items():
+        shared.put(id_, blocks)
+    order = shared.by_prefix("abcdef")
+    places = {id_: place for place, id_ in enumerate(order)}
+    for together in ("bd", "af", "acf", "acef"):
+        spots = sorted(places[id_] for id_ in together)
+        assert spots == list(range(spots[0], spots[0] + len(spots))), (together, order)
 
 
 def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
@@ -479,6 +522,104 @@ def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
 # -- what the notebooks say of their tables ----------------------------------------------------------------------------
 
 
+KERNELS = ["cascade", "paged", "packed"]
+
+
+def studied(name, tmp_path, **options):
+    from lab.studies.study import Study
+
+    return Study(name, sim(**options), tmp_path)
+
+
+def told_of(study) -> dict:
+    """What the study keeps: claim → reason, figure → caption."""
+    story = json.loads((study.out / "results" / f"{study.name}.json").read_text(encoding="utf-8"))
+    return {entry["id"]: entry["reason"] for entry in story["claims"]} | {one["name"]: one["caption"] for one in story["figures"]}
+
+
+def test_a_stranger_is_studied_under_every_kernel(tmp_path):
+    from lab.studies import strangers
+
+    study = studied("10_one_stranger", tmp_path, max_batch=32)
+    runs = strangers.measure(study, 2048, 32, [0, 1, 4], 8, KERNELS, 1)
+    strangers.draw(study, runs)
+    strangers.claim(study, runs)
+    told = told_of(study)
+    assert (
+        "This is under the cascade kernel; under the paged kernel it is" in told["M1"]
+        and "(under the cascade kernel)" in told["m1_prefix_homogeneity"]
+    )
+    assert (
+        "The cascade kernel computed a shared prefix once in 100 % of the homogeneous batch's steps, and in 0 % with one stranger."
+        in told["M1"]
+    )
+    found = strangers.found(runs)
+    assert [f"**Under the {kernel} kernel**" in found for kernel in KERNELS] == [True] * 3
+
+
+def test_cuts_curves_and_batch_sizes_are_studied_under_every_kernel(tmp_path):
+    from lab.studies import saturation, sharing
+    from lab.studies.partitions import Cuts
+
+    study = studied("11_small_batches", tmp_path)
+    cuts = Cuts(study, 1024, 2, 8, [1, 2, 4], [4, 8], KERNELS, 1)
+    cuts.draw()
+    cuts.claim()
+    assert cuts.ratios().shape == (6, 2) and cuts.found().count("homogeneous batches are") == 3
+    assert "under the packed kernel it is" in told_of(study)["M2"]
+    study = studied("13_batch_size", tmp_path)
+    runs = saturation.measure(study, [4, 8], 2, 512, 16, 4, KERNELS, 1)
+    saturation.draw(study, runs, shape := saturation.over_batches(runs, 2), 2)
+    assert saturation.found(shape, runs).count("**A decode step**") == 3 and "under the packed kernel" in shape.kernels
+    study = studied("12_what_is_shared", tmp_path)
+    curves = sharing.Curves(study, 8, 4, KERNELS)
+    m3, groups = curves.over_groups([1, 2, 4], 512, 16, 1)
+    m4, shared = curves.over_shared([0.0, 1.0], 512, 8, 1)
+    m6, levels = curves.over_levels([1, 2], 512, 16, 1)
+    assert [set(table["kernel"]) for table in (m3, m4, m6)] == [set(KERNELS), {"cascade"}, set(KERNELS)]
+    sharing.draw(m3, "throughput", "groups", "groups")
+    assert shared.kernels == "This is under the cascade kernel." and "Groups (M3)" in sharing.found(groups, shared, levels, m3)
+    assert "covers only what all requests share" in levels.told
+
+
+def test_policies_meet_every_kernel_where_claims_are_judged(tmp_path):
+    from lab.studies import groups, lengths, rates
+    from lab.workloads import make_prefixes
+
+    arms = ["FCFS", "Feather", "Feather (never stop)", "oracle (stop)", "oracle (order)"]
+    study, prefixes = studied("20_prefix_groups", tmp_path), make_prefixes(4, 1024)
+    runs = groups.full_queue(study, prefixes, [1, 4], 16, 4, arms, KERNELS, 1)
+    mixed = groups.full_queue(study, prefixes, [4], 16, [2, 6], arms, KERNELS[:1], 1)
+    assert {(kernel, count) for kernel, count in zip(runs["kernel"], runs["groups"])} == {
+        ("cascade", 1),
+        *((kernel, 4) for kernel in KERNELS),
+    }
+    groups.draw_groups(study, runs)
+    groups.draw_kernels(study, runs, "Feather")
+    groups.draw_cases(study, cases := groups.by_length(runs, mixed))
+    alone = groups.unshared(study, 8, 100, 4, 1)
+    groups.verdicts(study, runs, alone, "Feather")
+    assert "under the packed kernel it is" in told_of(study)["E3"] and "(E3, E7)" in told_of(study)["e3_kernels"]
+    assert "**Kernels**, at 4 groups" in groups.found(runs, cases, alone)
+    setting = {"groups": 3, "requests": 16, "batch": 8}
+    study = studied("21_request_rate", tmp_path)
+    rows = rates.arriving(study, [5.0, 500.0], arms[:3], KERNELS, 1, prefix_tokens=512, decode_tokens=4, **setting)
+    rates.draw(study, rows, 50.0)
+    rates.draw_kernels(study, rows, "Feather")
+    rates.verdict(study, rows, 50.0, "Feather")
+    assert "under the paged kernel it is" in told_of(study)["E1"] and "**Kernels**, at 10.0 times the capacity" in rates.found(
+        rows, 50.0, "Feather"
+    )
+    study = studied("22_lengths", tmp_path)
+    e2 = lengths.over_prefixes(study, [256, 512], arms[:3], KERNELS, 1, decode_tokens=4, **setting)
+    e4 = lengths.over_answers(study, [1, 4], arms[:3], KERNELS, 1, prefix_tokens=512, **setting)
+    lengths.draw_prefixes(study, e2, "Feather")
+    lengths.draw_answers(study, e4, "Feather")
+    lengths.verdicts(study, e2, e4, "Feather")
+    assert {"E2", "E4", "e2_kernels", "e4_kernels"} <= told_of(study).keys()
+    assert lengths.found(e2, e4, "Feather").count("**Kernels**") == 2
+
+
 def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     from lab.studies import stopping
     from lab.studies.study import Study
@@ -487,12 +628,18 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     study = Study("30_test", engine, tmp_path)
     sizes = stopping.Sizes(4, 1024, 8, (4, 12), queue_requests=16, queue_batch=8, loop_requests=16, loop_batch=4)
     with pytest.raises(ValueError, match="chunk_sizes=\\[64\\] must contain 512"):
-        stopping.drain(study, sizes, [64], repeats=1)
+        stopping.drain(study, sizes, [64], ["cascade"], repeats=1)
+    kernels = ["cascade", "paged"]
     drained, parted, decided = (
-        stopping.drain(study, sizes, [64, 512], 1),
-        stopping.apart(study, sizes, 1),
-        stopping.deciders(study, sizes, 1),
+        stopping.drain(study, sizes, [64, 512], kernels, 1),
+        stopping.apart(study, sizes, kernels, 1),
+        stopping.deciders(study, sizes, kernels, 1),
     )
+    ran = {kernel: set(table["policy"]) for kernel, table in drained.groupby("kernel")}
+    assert ran["paged"] == {stopping.ORDER, stopping.RULE} < ran["cascade"] and set(decided["kernel"]) == {"cascade"}
+    assert {(kernel, case) for kernel, case in zip(parted["kernel"], parted["case"])} == {
+        ("cascade", "8 tokens each"), ("cascade", "4 to 12 tokens"), ("paged", "4 to 12 tokens"),
+    }  # fmt: skip
     assert set(drained["max batch"]) == {8} and set(parted["max batch"]) == set(decided["max batch"]) == {4}
     assert parted[parted["metric"] == "mean batch"]["value"].max() <= 4 < drained[drained["metric"] == "mean batch"]["value"].max()
     stopping.chunk_figures(study, drained, sizes)
@@ -500,9 +647,10 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
     stopping.deciders_figure(study, decided, sizes)
     assert "1.00 × [1.00, 1.00], n = 1" in stopping.claim(study, drained)
     told = stopping.found_in_words(drained, parted, decided)
-    assert [line.split(".")[0] for line in told.splitlines() if line.startswith("*")] == [
-        "* **Order and stopping, 8 tokens each", "* **Order and stopping, 4 to 12 tokens", "* **Who decides", "* **Tree", "* **Chunk size",
+    assert [line.split("**")[1] for line in told.splitlines() if line.startswith("*")] == [
+        "Order and stopping, 8 tokens each.", "Order and stopping, 4 to 12 tokens.", "Under the paged kernel", "Who decides.", "Tree.", "Chunk size.",
     ]  # fmt: skip
+    assert (tmp_path / "figures" / "e9_kernels.png").exists()
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):
         engine.use_batch(0)
 

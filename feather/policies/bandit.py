@@ -32,7 +32,7 @@ def context(state: BatchState) -> Context:
 
 @dataclass
 class Bandit(Policy):
-    """Adds or stops, whichever has given the higher decode throughput in this context.
+    """Adds or stops, whichever has given the higher decode throughput in this context. It learns while serving.
 
     A candidate that costs no shared prefix is always added. A STOP holds until its batch is gone. With unequal decode lengths
     a batch drains slowly; a bandit that is asked again meanwhile and judges by the next steps always finds that others should

@@ -1,11 +1,15 @@
 """What a policy has learned, as a file: JSON with its kind, its version and a checksum."""
 
+import errno
 import json
 import os
+import socket
 from hashlib import sha256
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
+
+_ours: dict[str, socket.socket] = {}
 
 
 def write_checkpoint(path: Path, kind: str, version: int, learned: Any) -> None:
@@ -14,8 +18,12 @@ def write_checkpoint(path: Path, kind: str, version: int, learned: Any) -> None:
     body = json.dumps(learned, allow_nan=False)
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps({"kind": kind, "version": version, "sha256": _digest(body), "learned": learned}))
-    unfinished.replace(path)
+    try:
+        text = json.dumps({"kind": kind, "version": version, "sha256": _digest(body), "learned": learned})
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path | Traversable, kind: str, version: int) -> Any:
@@ -36,6 +44,19 @@ def read_checkpoint(path: Path | Traversable, kind: str, version: int) -> Any:
             f"{kind!r} of version {version}: train or learn it anew"
         )
     return found["learned"]
+
+
+def is_ours(path: str) -> bool:
+    """Whether this process may write a file: no other of this machine does. The claim, a name in the kernel's table of sockets, leaves
+    nothing behind and goes with the process however that ends."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        if path not in _ours:
+            claim.bind("\0feather " + sha256(os.fsencode(os.path.realpath(path))).hexdigest())
+            _ours[path] = claim
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
 
 
 def _digest(body: str) -> str:

@@ -42,13 +42,14 @@ def features(state: BatchState, wide: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    network: str = setting("", "file that ``python -m lab.train`` has written, or the name of a network that comes with Feather")
+    network: str = setting("", "file that ``lab.train`` has written, or the name of a network that comes with Feather")
 
 
 class Network(Policy):
-    """Adds the candidate if the one output of the last layer is at least 0. ReLU between the layers.
+    """A small neural network decides, trained beforehand (``lab.train``) for one device and attention kernel.
 
-    It learns nothing while serving. Like the policies that trained it, it holds a STOP until the batch is gone.
+    It adds the candidate if the one output of the last layer is at least 0. ReLU between the layers. It learns nothing while
+    serving. Like the policies that trained it, it holds a STOP until the batch is gone.
 
     Args:
         layers: (weights, shape outputs × inputs; biases, shape outputs) of each layer; the last has one output.

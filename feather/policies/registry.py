@@ -1,7 +1,8 @@
 """The one list of stopping policies. Options, arms of the studies, training and benchmarks read it.
 
 To add a policy: write its class in a file of this folder (see ``feather.policies.base.Policy``; its own options, if it has
-any, in a dataclass beside it) and add one line to the list: the file's name, by which users choose it, and the class.
+any, in a dataclass beside it) and add one line to the list: the file's name, by which users choose it, and the class. The first
+paragraph of the class's docstring tells users what it does, in docs/serving-vllm.md.
 """
 
 from dataclasses import Field, fields

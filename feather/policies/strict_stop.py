@@ -4,7 +4,7 @@ from feather.policies.base import BatchState, Policy
 
 
 class StrictStop(Policy):
-    """Stops rather than lose any shared prefix, and holds the stop until the batch is gone."""
+    """Stops as soon as the candidate would cost any shared prefix at all; for comparison."""
 
     commits = True
 

@@ -14,9 +14,9 @@ class ThresholdSettings:
 
 
 class Threshold(Policy):
-    """Stops when the candidate would cost the batch too much shared prefix, unless the batch is still small.
+    """The rule of the paper's authors: stops when the candidate would cost the batch too much shared prefix, unless the batch is small.
 
-    The defaults are those of the rule that the paper's authors published with their vLLM pull request (42134): chunks of
+    The defaults are those of the rule that they published with their vLLM pull request (42134): chunks of
     50 tokens, stop above 5 lost chunks, above 7 under load. They do not define "under load"; here it means that the queue
     is longer than the batch. They do not say how small a "small batch-size floor" is; here it is 4.
 

@@ -2,12 +2,26 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from feather.policies.base import BatchState, Policy, Step
+from feather.policies.checkpoint import is_ours
+
+logger = logging.getLogger("feather")
+
+
+class _Lines(RotatingFileHandler):
+    """A file that ends where it cannot be written any more, e.g. on a full disk; that is told once."""
+
+    ended = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.ended = True
+        logger.warning("Feather's trace %s ends: %s", self.baseFilename, sys.exception())
 
 
 class Traced(Policy):
@@ -17,15 +31,17 @@ class Traced(Policy):
     policy never stops at present), and ``decisions``: those made since the line before, each as [b, Δ, w, waiting, stragglers,
     added]. The file holds the last ``megabytes``; up to half of them are in a second file, with ".1" after its name.
 
-    Raises OSError if the file cannot be written.
+    Raises OSError if the file cannot be written, or another process writes it.
     """
 
     def __init__(self, policy: Policy, path: str, megabytes: int = 64, clock: Callable[[], float] = time.time):
         self.policy = policy
         self._clock = clock
         self._asked: list[list] = []
+        if not is_ours(path):
+            raise OSError(f"another process writes {path}: give each server a file")
         # Used without a logger, so that nothing that the engine configures affects it.
-        self._handler = RotatingFileHandler(path, maxBytes=megabytes * 500_000, backupCount=1, encoding="utf-8")
+        self._handler = _Lines(path, maxBytes=megabytes * 500_000, backupCount=1, encoding="utf-8")
 
     def decide(self, state: BatchState) -> bool:
         add = self.policy.decide(state)
@@ -44,7 +60,8 @@ class Traced(Policy):
             "decisions": self._asked,
         }
         self._asked = []
-        self._handler.emit(logging.LogRecord("feather", logging.INFO, "", 0, json.dumps(line), None, None))
+        if not self._handler.ended:
+            self._handler.emit(logging.LogRecord("feather", logging.INFO, "", 0, json.dumps(line), None, None))
         self.policy.feedback(step)
 
     def learned(self) -> Any:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sglang.srt import server_args as server_args_module
@@ -69,9 +70,10 @@ class FeatherSglangScheduler(Scheduler):
         self.schedule_policy = "fcfs"
         super().init_schedule_policy()  # sets up other things too, and gives the policy to fall back to
         self._own_policy, self.schedule_policy = self.policy, POLICY
-        self.policy = self.make_feather_policy(self.feather_options)
+        options = self.feather_options.for_rank(self.dp_rank or 0)
+        self.policy = self.make_feather_policy(options)
         setattr(self.tree_cache, SEAT, self.policy)
-        self._memory = Memory(self.feather_options.checkpoint, self.dp_rank or 0, logger)
+        self._memory = Memory(options.checkpoint, logger)
         self._memory.recall(self.policy.former.policy)
         self._steps: deque[_StepInFlight] = deque(maxlen=_MOST)
         self._last_result = float("-inf")
@@ -85,10 +87,14 @@ class FeatherSglangScheduler(Scheduler):
         )
         sign = (1 if self.schedule_low_priority_values_first else -1) if self.enable_priority_scheduling else None
 
-        def busy() -> bool:
-            return bool(self.running_batch.reqs) or self.chunked_req is not None
+        return FeatherSchedulePolicy(former, options.chunk_size, self.running_requests, sign, options.decision_budget)
 
-        return FeatherSchedulePolicy(former, options.chunk_size, busy, sign, options.decision_budget)
+    def running_requests(self) -> set[Req]:
+        """What runs. SGLang leaves the last prefill out of its running batch until the next step, and a chunked prompt until its end; and
+        keeps in its batches for a while what has finished, is to be aborted or was retracted."""
+        batches = [batch.reqs for batch in (self.running_batch, self.last_batch) if batch is not None]
+        found = chain(*batches, [] if self.chunked_req is None else [self.chunked_req])
+        return {request for request in found if not (request.finished() or request.to_finish is not None or request.is_retracted)}
 
     def get_next_batch_to_run(self) -> ScheduleBatch | None:
         if not isinstance(self.policy, FeatherSchedulePolicy):
@@ -114,7 +120,7 @@ class FeatherSglangScheduler(Scheduler):
         seconds = now - max(step.start, self._last_result)
         self._last_result = now
         self.policy.ran(step.formed, tokens, seconds, step.prefill_tokens)
-        self._memory.keep(self.policy.former.policy)
+        self._memory.keep(self.policy.former.policy, idle=not (self.waiting_queue or self.running_requests()))
 
     def _fall_back(self, failure: str) -> None:
         logger.error("Feather failed (%s): requests are served first come, first served for the rest of this run", failure)

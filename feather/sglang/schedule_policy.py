@@ -31,14 +31,13 @@ class Verdict(Enum):
 class FeatherSchedulePolicy:
     """Takes the place of SGLang's ``SchedulePolicy``.
 
-    A request's id is SGLang's request object itself, because SGLang's own ids come from clients. A request counts as running from
-    the moment that the adder takes it until it says that it is finished or aborted, or waits again. (SGLang's running batch
-    leaves out a request whose prompt is being computed in parts.)
+    A request's id is SGLang's request object itself, because SGLang's own ids come from clients. A request runs from the moment that
+    the adder takes it until it waits again or the engine no longer runs it, for whatever reason.
 
     Args:
         former: forms the batches; not shared.
         chunk_size: tokens per chunk of the tree.
-        busy: whether the engine has anything to run besides the waiting requests.
+        running: gives the requests that the engine runs, those left out that it has not cleared away yet.
         priority_sign: 1 if the least number is the best priority, -1 if the greatest is, None without priorities.
         decision_budget: seconds that a decision may take; see ``Admission``.
     """
@@ -47,13 +46,13 @@ class FeatherSchedulePolicy:
         self,
         former: BatchFormer,
         chunk_size: int,
-        busy: Callable[[], bool],
+        running: Callable[[], set[Req]],
         priority_sign: int | None = None,
         decision_budget: float = float("inf"),
     ):
         self.admission = Admission(former, priority_sign is not None, decision_budget)
         self._chunk_size = chunk_size
-        self._busy = busy
+        self._running = running
         self._sign = priority_sign
         self._queue: list[Req] = []
         self._next: Any = None  # the request to admit next; None: none, the batch is stopped
@@ -88,7 +87,7 @@ class FeatherSchedulePolicy:
         """The step has been scheduled. Returns what ``ran`` must be given with its result."""
         if not self._began:  # the batch was full or nobody waits, so SGLang has not asked
             self.admission.guarded(self._reconcile, waiting_queue)
-        self._began = False
+        self._began, self._queue, self._next = False, [], None
         return self.admission.guarded(self.admission.formed)
 
     def ran(self, formed: Formed | None, tokens: int, seconds: float, prefill_tokens: int) -> None:
@@ -102,7 +101,7 @@ class FeatherSchedulePolicy:
         self._reconcile(waiting_queue)
         self._began = True
         self._queue = waiting_queue
-        self._choose(0, self._busy())
+        self._choose(0)
 
     def _verdict(self, request: Req) -> Verdict:
         if self._next is None:
@@ -113,7 +112,7 @@ class FeatherSchedulePolicy:
         # SGLang has passed over the request that was to be next: its adapter or its KV is not there yet.
         while self._next is not None and self._next is not request and self._next in self._queue[:place]:
             self.admission.set_aside(self._next)
-            self._next = self.admission.next(self._busy())
+            self._next = self.admission.next(busy=bool(self.admission.running))
         if self._next is None:
             return Verdict.STOP
         if self._next is request:
@@ -123,10 +122,10 @@ class FeatherSchedulePolicy:
 
     def _admitted(self, request: Req) -> None:
         self.admission.add_to_batch(request)
-        self._choose(self._queue.index(request) + 1, True)
+        self._choose(self._queue.index(request) + 1)
 
-    def _choose(self, place: int, busy: bool) -> None:
-        self._next = self.admission.next(busy)
+    def _choose(self, place: int) -> None:
+        self._next = self.admission.next(busy=bool(self.admission.running))
         if self._next is not None:
             self._move(self._next, place)
 
@@ -135,22 +134,27 @@ class FeatherSchedulePolicy:
         self._queue.insert(place, request)
 
     def _reconcile(self, waiting_queue: list[Req]) -> None:
-        admission, known = self.admission, self.admission.waiting
+        admission, waiting, running = self.admission, set(waiting_queue), self._running()
         request: Any
-        for request in (known | admission.aside) - set(waiting_queue):
+        for request in (admission.waiting | admission.aside) - waiting:
             admission.remove(request)
-        for request in list(admission.running):
-            if request.finished() or request.to_finish is not None:
-                admission.finish(request)
+        for request in [request for request in admission.running if request not in waiting and request not in running]:
+            admission.finish(request)
         for request in waiting_queue:
             if request in admission.running:
                 admission.preempt(request)
             elif request in admission.aside:
                 admission.put_back(request)
-            elif request not in known:
-                priority = 0 if self._sign is None else self._sign * request.priority
-                admission.insert(Request(request, prompt_path(request, self._chunk_size), priority))
+            elif request not in admission.waiting:
+                self._insert(request)
+        for request in running - admission.running:  # admitted past this policy
+            self._insert(request)
+            admission.add_to_batch(request)
         self.former.new_step()
+
+    def _insert(self, request: Req) -> None:
+        priority = 0 if self._sign is None else self._sign * request.priority
+        self.admission.insert(Request(request, prompt_path(request, self._chunk_size), priority))
 
 
 def prompt_path(request: Req, chunk_size: int) -> Sequence[Hashable]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from feather.settings import shown
 from feather.sglang import install
 
 VARIABLE = "FEATHER_OPTIONS"
@@ -17,10 +18,10 @@ def options() -> dict:
     text = os.environ.get(VARIABLE, "{}")
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{VARIABLE}={text!r} is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{VARIABLE}={shown(text)} is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f'{VARIABLE}={text!r} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
+        raise ValueError(f'{VARIABLE}={shown(text)} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
     return found
 
 

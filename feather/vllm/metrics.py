@@ -13,6 +13,8 @@ what is not their connector's; ``PROMETHEUS_MULTIPROC_DIR`` must be set before t
 covers one host; a port of our own would have to be opened.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
@@ -28,8 +30,9 @@ _SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 class Report:
     """What has happened since the last step, on the scheduler's side."""
 
-    def __init__(self, chunk_size: int):
-        self._chunk_size = chunk_size
+    def __init__(self, chunk_size: int, attention: Callable[[], dict[str, int]] = dict):
+        """``attention`` gives the totals of the attention backend, as ``attention.counters`` names them."""
+        self._chunk_size, self._attention = chunk_size, attention
         self._told = dict.fromkeys(("decisions", "stops", "decision_ns", "fallbacks"), 0)
 
     def add_to(self, stats: SchedulerStats, queue: FeatherQueue | None) -> None:
@@ -47,7 +50,8 @@ class Report:
                 "tip_tokens": tree.tip_depth * self._chunk_size,
                 "oldest_wait_us": round(queue.oldest_wait() * 1e6),
             }
-        news = {name: total - self._told[name] for name, total in totals.items()}
+        totals |= {f"attention_{name}": total for name, total in self._attention().items()}
+        news = {name: total - self._told.get(name, 0) for name, total in totals.items()}
         self._told |= totals
         stats.waiting_lora_adapters |= {_MARK + name: number for name, number in (news | state).items()}
 
@@ -75,6 +79,14 @@ class FeatherMetrics(AggregateStatLoggerBase):
         metrics.fallbacks.labels(*labels).inc(found["fallbacks"])
         metrics.decisions.labels(*labels).inc(found.get("decisions", 0))
         metrics.stops.labels(*labels).inc(found.get("stops", 0))
+        steps = found.get("attention_steps", 0)
+        for kernel in ("cascade", "packed"):
+            ran = found.get(f"attention_{kernel}", 0)
+            metrics.attention_steps.labels(*labels, kernel).inc(ran)
+            steps -= ran
+        metrics.attention_steps.labels(*labels, "paged").inc(steps)
+        metrics.shared_rows.labels(*labels).inc(found.get("attention_shared_rows", 0))
+        metrics.saved_tokens.labels(*labels).inc(found.get("attention_saved_tokens", 0))
         seconds = metrics.decision_seconds.labels(*labels)  # shown from the first report on, also without a decision
         if found.get("decisions"):
             seconds.observe(found["decision_ns"] / 1e9)
@@ -104,5 +116,12 @@ class _Metrics:
         self.stops = Counter("feather_stops", "Decisions to run the batch as it stands although requests wait.", _LABELS)
         self.decision_seconds = Histogram(
             "feather_decision_seconds", "Time that the decisions of one scheduling step took.", _LABELS, buckets=_SECONDS
+        )
+        self.attention_steps = Counter("feather_attention_steps", "Steps by the attention kernel that ran, on a CPU.", (*_LABELS, "kernel"))
+        self.shared_rows = Counter("feather_attention_shared_rows", "Rows whose prefix was computed together with others'.", _LABELS)
+        self.saved_tokens = Counter(
+            "feather_attention_saved_tokens",
+            "Tokens of keys and values, of one layer, that were not read once more for another row.",
+            _LABELS,
         )
         self.fallbacks = Counter("feather_fallbacks", "Times that Feather failed and vLLM's own queue took over.", _LABELS)

@@ -14,6 +14,7 @@ from vllm.v1.request import Request
 
 from feather.memory import Memory
 from feather.options import Options
+from feather.vllm.attention.counters import Reader
 from feather.vllm.metrics import Report
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
@@ -41,15 +42,17 @@ class FeatherScheduler(AsyncScheduler):
                 "FeatherScheduler with several batches in flight (pipeline parallelism) needs async scheduling, which "
                 "is off here: leave out --no-async-scheduling, or use one pipeline stage"
             )
-        additional = self.vllm_config.additional_config
-        self.options = Options.from_mapping(additional.get("feather", {}) if isinstance(additional, dict) else {})
+        parallel = self.vllm_config.parallel_config
+        # The engines of a dense model all have rank 0.
+        rank = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+        self.options = Options.from_additional_config(self.vllm_config.additional_config).for_rank(rank)
         queue = self.make_feather_queue(self.options)
         self.waiting: RequestQueue = queue
         self.fallback: str | None = None
         self._steps = StepsInFlight(lambda: self.clock())
-        self._memory = Memory(self.options.checkpoint, self.vllm_config.parallel_config.data_parallel_rank, logger)
+        self._memory = Memory(self.options.checkpoint, logger)
         self._memory.recall(queue.former.policy)
-        self._report = Report(self.options.chunk_size)
+        self._report = Report(self.options.chunk_size, Reader(self.vllm_config).read if self.options.changes_steps else dict)
 
     def make_feather_queue(self, options: Options) -> FeatherQueue:
         """A waiting queue of Feather's with these options, for this scheduler."""
@@ -77,6 +80,11 @@ class FeatherScheduler(AsyncScheduler):
         start = self.clock()
         output = super().schedule(*args, **kwargs)
         self._steps.formed(output, queue.formed(), start)
+        if self.options.rows == "prefix":
+            # vLLM's runner for GPUs (V2) sorts the rows by kind, stably: this order decides within a kind. The running list keeps its own order,
+            # which says who is preempted. On a CPU the attention backend sorts (``feather.vllm.attention``).
+            rows = queue.admission.guarded(queue.admission.by_prefix, output.num_scheduled_tokens) or output.num_scheduled_tokens
+            output.num_scheduled_tokens = {request_id: output.num_scheduled_tokens[request_id] for request_id in rows}
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
@@ -84,7 +92,7 @@ class FeatherScheduler(AsyncScheduler):
         ran = self._steps.ran(scheduler_output, outputs)
         if ran is not None and self._is_feather(self.waiting):
             self.waiting.ran(*ran)
-            self._memory.keep(self.waiting.former.policy)
+            self._memory.keep(self.waiting.former.policy, idle=not self.has_unfinished_requests())
         return outputs
 
     def shutdown(self) -> None:

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
             return 0
         plan.check_machine(jobs, backend)
         plan.check_out(options.out)
-    except (ValueError, MemoryError) as error:
+        if not (options.check or options.list):
+            plan.prepare_out(options.out)
+    except (ValueError, MemoryError, OSError) as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return USAGE
     if options.check:
@@ -87,12 +89,11 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     if options.resume:
         done = {job.name: outcome for job in jobs if (outcome := load_outcome(job, out, device)) is not None}
     todo = [job for job in jobs if job.name not in done]
-    plan.prepare_out(out)
     for name in done:
         print(f"{name}: already ran with these parameters and this code", flush=True)
 
     failed: list[Outcome] = []
-    interrupted = False
+    interrupted, unwritable = False, ""
     began, spent, expected = time.monotonic(), 0.0, 0.0
     for number, job in enumerate(todo, 1):
         # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times, as soon
@@ -105,13 +106,19 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         except KeyboardInterrupt:
             interrupted = True
             break
+        except OSError as error:
+            unwritable = str(error)
+            break
         spent, expected = spent + outcome.seconds, expected + (job.expected_seconds or UNTIMED)
         if outcome.error:
             failed.append(outcome)
             print(f"{label}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True)
 
-    write_report(out, backend)
-    print_claims(out)
+    try:
+        write_report(out, backend)
+        print_claims(out)
+    except OSError as error:
+        unwritable = unwritable or str(error)
     if options.profile == "smoke":
         print("smoke sizes: this shows that everything works; the numbers and verdicts mean nothing")
     print(f"\n{shown(out / 'report.html')} has the figures; all files are in {shown(out)}")
@@ -120,8 +127,12 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         return INTERRUPTED
     for outcome in failed:
         print(f"run_all.sh: {outcome.name} failed: {outcome.error} (see {shown(outcome.executed)})", file=sys.stderr)
-    return 1 if failed else 0
+    if unwritable:
+        print(f"run_all.sh: {unwritable}; make room, or mend what keeps {shown(out)} from being written: what had finished is kept, and the "
+              "same command with --resume goes on", file=sys.stderr)  # fmt: skip
+    return 1 if failed or unwritable else 0
 
 
 if __name__ == "__main__":
+    machine.speak_any_locale()
     sys.exit(main(sys.argv[1:]))

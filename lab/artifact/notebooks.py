@@ -45,6 +45,8 @@ def run_notebook(job: Job, out: Path, device: str, label: str, elapsed: float, l
     becomes the outcome's error."""
     import papermill
 
+    from lab.artifact.kernel import ThisPython
+
     job.clear(out)
     executed = out / "notebooks" / f"{job.name}.ipynb"
     fingerprint = job.fingerprint(device)
@@ -54,7 +56,7 @@ def run_notebook(job: Job, out: Path, device: str, label: str, elapsed: float, l
         try:
             papermill.execute_notebook(
                 job.entry.source(), executed, {**job.parameters, "out": str(out)}, cwd=job.entry.source().parent,
-                kernel_name="python3", progress_bar=False, log_output=False,
+                kernel_name="python3", progress_bar=False, log_output=False, kernel_manager_class=ThisPython,
             )  # fmt: skip
         except papermill.PapermillExecutionError as failure:
             if failure.ename == "KeyboardInterrupt":

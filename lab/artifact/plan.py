@@ -1,13 +1,17 @@
 """What to run, and whether this machine can. Standard library only, so that a wrong command line is refused before any environment
 is made."""
 
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import IO
 
 from lab import book, machine
 from lab.book import ROOT, Entry
@@ -130,9 +134,37 @@ def check_out(out: Path) -> None:
         raise ValueError(f"--out {out}: {present} cannot be written ({error.strerror}); choose another folder") from None
     if present == out and any(out.iterdir()) and not (out / OUT_MARKER).exists():
         raise ValueError(f"--out {out}: the folder is not empty and was not made by run_all.sh; choose another")
+    if (out / OUT_MARKER).exists():
+        _hold(out)
 
 
 def prepare_out(out: Path) -> None:
+    """Make the folders of a run, and keep other runs out of them until this process ends, however it ends. Raises ValueError where one
+    writes there."""
     for folder in ("notebooks", "figures", "results", "state"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    (out / OUT_MARKER).touch()
+    _hold(out)
+
+
+_held: dict[Path, IO[str]] = {}
+
+
+def _hold(out: Path) -> None:
+    marker = out.resolve() / OUT_MARKER
+    if marker in _held:
+        return
+    file = marker.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        writer = file.read().strip() or "another run"
+        file.close()
+        raise ValueError(f"--out {out}: {writer} writes there: wait for its end, or choose another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    with suppress(OSError):  # a full disk: the lock counts, not the name
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+    _held[marker] = file

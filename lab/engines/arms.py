@@ -55,10 +55,14 @@ def of_policy(policy: str) -> Arm:
     return Arm(f"Feather ({policy.replace('_', ' ')})", "feather", {"policy": policy, "guard": False})
 
 
-# A registered policy that no arm above uses has an arm of its own.
-_used = {arm.options.get("policy") for arm in ARMS.values()}
-for _arm in [of_policy(policy) for policy in POLICIES if policy not in _used]:
-    ARMS.setdefault(_arm.name, _arm)
+def _of_other_policies() -> dict[str, Arm]:
+    """An arm for each registered policy that none above uses or is named after (strict stop's is the threshold rule at no loss)."""
+    used = {arm.options.get("policy") for arm in ARMS.values()}
+    others = [of_policy(policy) for policy in POLICIES if policy not in used]
+    return {arm.name: arm for arm in others if arm.name not in ARMS}
+
+
+ARMS |= _of_other_policies()
 
 SGLANG_ARMS = {
     arm.name: arm

@@ -15,18 +15,17 @@ class Engine(Protocol):
     model: Any
     max_batch: int
     """requests that run at once, at most"""
-    cascade: bool
-    """whether vLLM's cascade attention is used where all running requests share a prefix"""
+    kernel: str
+    """The attention kernel: "paged" (a prefix is read once for each row), "cascade" (once, where all running rows share it) or "packed" (each
+    shared prefix once)."""
+    sorted_rows: bool
+    """whether rows of one prefix stand side by side in the batch, whatever the order in which they were admitted"""
     warms_up: bool
     """whether the first run is slower than those after it, so that studies throw one away"""
 
     @property
     def kv_tokens(self) -> int:
         """Tokens that the KV cache holds."""
-
-    @property
-    def kernel(self) -> str:
-        """The attention kernel that decodes: "paged", "cascade" or "packed"."""
 
     @property
     def device_name(self) -> str: ...
@@ -37,8 +36,8 @@ class Engine(Protocol):
     def use_batch(self, rows: int) -> None:
         """So many requests at once, at most, in the runs to come: ``max_batch`` from now on, no more than the engine was made for."""
 
-    def use_cascade(self, on: bool) -> None:
-        """Cascade attention for the runs to come, or not. Raises ValueError where it is to be on and there is none."""
+    def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
+        """The attention kernel and the order of rows for the runs to come. Raises ValueError for what the engine does not have."""
 
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Every warm workload finds these prefixes in the prefix cache from now on; with ``anew``, nothing of earlier runs."""
@@ -58,6 +57,4 @@ def make_engine(backend: str = "auto", model: str = "tiny-llama", **options) -> 
     from lab.engines.modelled import ModelledEngine
 
     options = {name: value for name, value in options.items() if name not in ("kv_gib", "kv_tokens")}
-    if "cascade" in options:
-        options["kernel"] = "cascade" if options.pop("cascade") else "paged"
     return ModelledEngine(model, **options)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lab.engines.arms import ARMS, Arm
-from lab.engines.run import Run, like_neighbours
+from lab.engines.run import Run, like_neighbours, moments, per
 from lab.engines.scheduling import Scheduling
 from lab.llm import MODELS, Model
 from lab.model.costs import SchedulingCosts
@@ -24,15 +24,15 @@ KERNELS = {"vllm": "cascade", "sglang": "paged"}
 """engine → the attention kernel of the paper's time: vLLM's cascade, up to early 2026; SGLang's (0.5.9) know no shared prefix"""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelledRun(Run):
     """A run on the modelled device: what a ``Run`` tells, and the memory traffic that no engine reports."""
 
-    weight_bytes: np.ndarray = field(kw_only=True)
-    """per step, from DRAM"""
-    kv_dram_bytes: np.ndarray = field(kw_only=True)
-    kv_cache_bytes: np.ndarray = field(kw_only=True)
-    """per step, keys and values that the cores read, from the last-level cache or through it"""
+    weight_bytes: np.ndarray = per("step")
+    """from DRAM"""
+    kv_dram_bytes: np.ndarray = per("step")
+    kv_cache_bytes: np.ndarray = per("step")
+    """keys and values that the cores read, from the last-level cache or through it"""
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         dram = self.weight_bytes.sum() + self.kv_dram_bytes.sum()
@@ -64,6 +64,8 @@ class ModelledEngine:
     kernel: str | None = None
     """attention kernel: "cascade" (vLLM up to early 2026, so the paper's), "paged" (vLLM since, and SGLang) or "packed";
     None: what the engine had at the paper's time (``KERNELS``)"""
+    sorted_rows: bool = False
+    """rows of one prefix side by side in the batch; for engine "vllm" """
     block_size: int = 16
     """tokens of a KV block; SGLang's are of one token whatever stands here"""
     kv_gib: float | None = None
@@ -98,12 +100,12 @@ class ModelledEngine:
         self.kernel = self.kernel or KERNELS[self.engine]
         self._shape = _look_up("model", self.model, MODELS)
         self._device = _look_up("device", self.device, DEVICES)
-        self.steps = StepModel(self._device, self._shape, self.kernel)
         self.kv_blocks = int(self._kv_bytes() // (self.block_size * self._shape.kv_bytes_per_token))
         self.now = 0.0
         self.costs = SchedulingCosts(self.engine) if self.scheduling == "recorded" else None
         self.measured: list[tuple] = []  # with scheduling="measured": one row of the cost table per step
         self.scheduler = self._make_scheduler()
+        self.use_kernel(self.kernel, self.sorted_rows)
 
     @property
     def kv_tokens(self) -> int:
@@ -121,21 +123,22 @@ class ModelledEngine:
     def warms_up(self) -> bool:
         return self.scheduling == "measured"
 
-    @property
-    def cascade(self) -> bool:
-        return self.kernel == "cascade"
-
     def use_batch(self, rows: int) -> None:
         """So many requests at once, at most, in the runs to come. Raises ValueError for less than one."""
         if rows < 1:
             raise ValueError(f"rows={rows} must be at least 1")
         self.max_batch = rows
         self.scheduler = self._make_scheduler()
+        self.use_kernel(self.kernel, self.sorted_rows)
 
-    def use_cascade(self, on: bool) -> None:
-        """The cascade kernel for the runs to come, or the paged one."""
-        self.kernel = "cascade" if on else "paged"
-        self.steps = StepModel(self._device, self._shape, self.kernel)
+    def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
+        """The attention kernel and the order of rows for the runs to come. Raises ValueError for an unknown kernel, and for sorted rows inside
+        SGLang, which are not modelled."""
+        if sorted_rows and self.engine != "vllm":
+            raise ValueError(f"sorted_rows=True: not modelled for engine={self.engine!r}")
+        self.steps = StepModel(self._device, self._shape, kernel)
+        self.scheduler.sorts = sorted_rows
+        self.kernel, self.sorted_rows = kernel, sorted_rows
 
     def _kv_bytes(self) -> float:
         device, shape = self._device, self._shape
@@ -195,7 +198,7 @@ class ModelledEngine:
         self._runs += 1
         pending = deque(enumerate(workload.prompts))
         produced: dict[str, list[float]] = {}
-        log: list[tuple[StepTime, float, float]] = []  # the step, its time in the queue, like neighbours
+        log: list[tuple[float, StepTime, float, float]] = []  # when the step ended, the step, its time in the queue, like neighbours
         prompt_tokens = sum(len(prompt.tokens) for prompt in workload.prompts) // len(workload.prompts)
         start = self.now
         clients = workload.clients or len(pending)
@@ -240,7 +243,7 @@ class ModelledEngine:
             sampled, cached = scheduler.deliver()
             delivered, finished = time.perf_counter() - began, unfinished - scheduler.unfinished
             found += cached
-            log.append((timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
+            log.append((self.now - start, timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
             for id_ in sampled:
                 produced[id_].append(self.now - start)
         workload = replace(workload, prompts=workload.prompts[: len(sent)])
@@ -262,28 +265,29 @@ class ModelledEngine:
             if (got := len(produced[f"{self._runs}-{index}"])) != prompt.decode_tokens:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
         steps = self.scheduler.steps
-        times, queue, neighbours = zip(*log)
-        first = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
+        ended, times, queue, neighbours = zip(*log)
+        arrived = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
         return ModelledRun(
             seconds=seconds,
             output_tokens=workload.decode_tokens,
             prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
             cached_tokens=cached,
+            step_times=np.array(ended),
             step_seconds=np.array([step.seconds for step in times]),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
             queue_seconds=np.array(queue),
-            first_token=np.array([moments[0] - first[id_] for id_, moments in produced.items()]),
-            between_tokens=np.concatenate([np.diff(moments) for moments in produced.values()]),
+            cascade=np.array([step.cascade for step in times]),
+            stopped=np.array([step.stopped for step in steps]),
+            **moments(produced, arrived),
+            closed_until=max(arrived.values()),
             weight_bytes=np.array([step.weight_bytes for step in times]),
             kv_dram_bytes=np.array([step.kv_dram_bytes for step in times]),
             kv_cache_bytes=np.array([step.kv_cache_bytes for step in times]),
-            cascade=np.array([step.cascade for step in times]),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
-            stopped_steps=sum(step.stopped for step in steps),
         )
 
 

@@ -34,6 +34,7 @@ class SglangScheduling:
     in; ``clock`` gives the seconds that Feather takes for the time. Its own pages are of one token (SGLang's default)."""
 
     version = f"sglang {VERSION}"
+    sorts = False
 
     def __init__(self, model: Model, kv_tokens: int, max_batch: int, max_batched_tokens: int, block_size: int, clock: Callable[[], float]):
         logging.getLogger("sglang.srt.managers.scheduler").setLevel(logging.ERROR)  # a warning for every retraction

@@ -56,6 +56,7 @@ class VllmScheduling:
             config, kv, StructuredOutputManager(config), block_size=block_size, hash_block_size=block_size, clock=clock
         )
         self.version = machine.engine_version()
+        self.sorts = False
         self._block_size = block_size
         self._hasher = BlockHasher(block_size) if prefix_caching else None
 
@@ -73,7 +74,7 @@ class VllmScheduling:
 
     @property
     def row_ids(self) -> list[str]:
-        return self._rows.ids
+        return self._ids
 
     def use(self, arm: Arm) -> None:
         if arm.kind == "sglang":
@@ -81,6 +82,7 @@ class VllmScheduling:
         self.real.use(arm)
         self._requests: dict[str, Request] = {}
         self._rows, self._shared, self._batch = Rows(), SharedBlocks(self._block_size), None
+        self._ids: list[str] = []
 
     def forget(self, warmed: list[list[int]]) -> None:
         self.real.reset_prefix_cache()
@@ -113,9 +115,10 @@ class VllmScheduling:
         blocks_of = self.real.kv_cache_manager.get_block_ids
         for id_ in [*came, *(id_ for id_, tokens in scheduled.items() if tokens > 1 and id_ not in came)]:
             self._shared.put(id_, blocks_of(id_)[0][: requests[id_].num_computed_tokens // self._block_size])
-        contexts = [requests[id_].num_computed_tokens for id_ in rows.ids]
-        new = [scheduled[id_] for id_ in rows.ids] if prefill and not free_prefill else None
-        self._batch = self._shared.batch(rows.ids, contexts, new)
+        self._ids = ids = self._shared.by_prefix(rows.ids) if self.sorts else list(rows.ids)
+        contexts = [requests[id_].num_computed_tokens for id_ in ids]
+        new = [scheduled[id_] for id_ in ids] if prefill and not free_prefill else None
+        self._batch = self._shared.batch(ids, contexts, new)
         return self._batch
 
     def deliver(self) -> tuple[list[str], int]:

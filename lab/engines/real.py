@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from feather.options import KERNELS
+from feather.vllm.attention import register
 from lab import machine
 from lab.engines.arms import ARMS, Arm
-from lab.engines.run import Run, like_neighbours
+from lab.engines.run import Run, like_neighbours, moments
 from lab.llm import MODELS
 from lab.workloads import Prompt, Workload
 
@@ -36,16 +38,16 @@ class RealEngine:
     dtype: str = "bfloat16"
     weights: str | None = None
     """path of a model with real weights, instead of ``model``"""
-    cascade: bool = False
-    """gpu only: vLLM's cascade attention where all running requests share a prefix; ``use_cascade`` switches it between runs"""
+    kernel: str = "paged"
+    """attention: "paged", "cascade" (vLLM's own on a GPU, Feather's on a CPU) or "packed" (CPU only); ``use_kernel`` exchanges it between runs"""
+    sorted_rows: bool = False
+    """rows of one prefix side by side in the batch (on a GPU only with ``runner="V2"``)"""
+    runner: str = "V1"
+    """vLLM's model runner on a GPU: "V1", which alone knows cascade attention, or "V2", its default, which alone follows an order of rows"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
-
-    @property
-    def kernel(self) -> str:
-        return "cascade" if self.cascade else "paged"
 
     @property
     def device_name(self) -> str:
@@ -57,16 +59,20 @@ class RealEngine:
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
+        if self.model not in MODELS:
+            raise ValueError(f"model {self.model!r} is not one of: {', '.join(MODELS)}")
         shape = MODELS[self.model]
+        runners = ("V1", "V2") if self.backend == "gpu" else ("V1",)
+        if self.runner not in runners:
+            raise ValueError(f"runner={self.runner!r} is not one of: {', '.join(runners)} (backend {self.backend})")
         if self.kv_gib < 1 or self.kv_gib != int(self.kv_gib):
             raise ValueError(f"kv_gib={self.kv_gib} must be a whole number of GiB, at least 1")
         if self.backend == "cpu":
             machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
-        # Read by vLLM at import: the engine in this process, nothing fetched, and on a GPU the model runner that knows
-        # cascade attention, in every arm.
+        # Read by vLLM at import: the engine in this process, nothing fetched, and one model runner in every arm.
         os.environ.update(
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_USE_V2_MODEL_RUNNER="0",
+            VLLM_USE_V2_MODEL_RUNNER=str(int(self.runner == "V2")),
             VLLM_CPU_KVCACHE_SPACE=str(int(self.kv_gib)),
             HF_HUB_OFFLINE="1",
         )
@@ -74,13 +80,17 @@ class RealEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        register()
+
         if current_platform.is_cuda() != (self.backend == "gpu"):
             raise ValueError(
                 f"backend {self.backend!r}: the vLLM in this environment is the build for {current_platform.device_name}; "
                 f"./run_all.sh --backend {self.backend} uses the environment that fits"
             )
-        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms.
-        options = {"disable_cascade_attn": False} if self.backend == "gpu" else {"enforce_eager": True}
+        # On a GPU the kernel is always there and switched at run time: one engine, and so the same CUDA graphs, in both arms. With async scheduling
+        # a step's time would be its neighbour's; vLLM's build for CPUs has none.
+        gpu = {"disable_cascade_attn": self.runner == "V2", "async_scheduling": False}
+        options = gpu if self.backend == "gpu" else {"enforce_eager": True}
         self.block_size = self.block_size or (32 if self.backend == "cpu" else 16)
         if self.kv_tokens is not None:
             least = shape.max_tokens + self.block_size  # vLLM keeps a block for itself
@@ -109,12 +119,14 @@ class RealEngine:
         self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
         self._runner = core.model_executor.driver_worker.worker.model_runner
         self._watch_cascade()
-        self.use_cascade(self.cascade)
+        self.use_kernel(self.kernel, self.sorted_rows)
 
     def _watch_cascade(self) -> None:
-        """Notice, from inside the model runner, the steps in which it decides for the cascade kernel."""
-        decide = self._runner._compute_cascade_attn_prefix_lens
+        """Notice, on a GPU from inside the model runner, the steps in which it decides for the cascade kernel."""
         self._cascaded = False
+        if self.runner == "V2":
+            return
+        decide = self._runner._compute_cascade_attn_prefix_lens
 
         def watched(*arguments, **named):
             lengths = decide(*arguments, **named)
@@ -130,14 +142,38 @@ class RealEngine:
             raise ValueError(f"rows={rows} must be from 1 to {slots}, the requests that this engine was made for")
         self.scheduler.max_num_running_reqs = self.scheduler.max_num_active_reqs = self.max_batch = rows
 
-    def use_cascade(self, on: bool) -> None:
-        """Cascade attention for the runs to come, or not: where it is on, vLLM takes that kernel in the steps whose requests all
-        share a prefix, if it expects to gain by it. Raises ValueError where there is no such kernel."""
-        if on and self.backend != "gpu":
-            raise ValueError(
-                "cascade=True: vLLM's attention for CPUs has no cascade kernel; use a GPU, or the modelled one (backend 'sim')"
-            )
-        self._runner.cascade_attn_enabled = self.cascade = on
+    def use_kernel(self, kernel: str, sorted_rows: bool = False) -> None:
+        """The attention kernel and the order of rows for the runs to come. Where a step does not suit cascade or packed attention, the paged kernel
+        runs. Raises ValueError for what there is not on this backend, or not for this model."""
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel={kernel!r} is not one of: {', '.join(KERNELS)}")
+        if self.backend == "gpu":
+            if kernel == "packed" or (sorted_rows if self.runner == "V1" else kernel != "paged"):
+                raise ValueError(
+                    f"kernel={kernel!r}, sorted_rows={sorted_rows}: on a GPU vLLM has cascade attention under runner V1 alone, and takes an "
+                    f"order of rows under V2 alone; this engine runs {self.runner}"
+                )
+            self._runner.cascade_attn_enabled = kernel == "cascade"
+            self.scheduler.sorted_rows = sorted_rows
+        else:
+            for builder in self._builders:
+                builder.use(kernel)
+                builder.sorts = sorted_rows
+            if not self._as_set(kernel, sorted_rows):
+                raise ValueError(f"kernel={kernel!r}: Feather's attention does not take {self.model} in {self.dtype}; vLLM's log says why")
+        self.kernel, self.sorted_rows = kernel, sorted_rows
+
+    def _as_set(self, kernel: str, sorted_rows: bool) -> bool:
+        """Whether the backend does what it was told: it falls back to vLLM's kernel for what Feather's does not know, and after a failure."""
+        return self.backend == "gpu" or all((builder.mode, builder.sorts) == (kernel, sorted_rows) for builder in self._builders)
+
+    def _shared_steps(self) -> int:
+        """Steps so far whose shared prefixes Feather's kernel computed once."""
+        return 0 if self.backend == "gpu" else sum(builder.counters["cascade"] + builder.counters["packed"] for builder in self._builders)
+
+    @property
+    def _builders(self) -> list:
+        return [builder for groups in self._runner.attn_groups for group in groups for builder in group.metadata_builders]
 
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
@@ -171,7 +207,7 @@ class RealEngine:
         arrivals: dict[str, float] = {}
         finished = cached = 0
         clients = workload.clients or len(pending)
-        step_seconds, neighbours, cascade = [], [], []
+        step_times, step_seconds, neighbours, cascade = [], [], [], []
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
@@ -197,13 +233,21 @@ class RealEngine:
                 time.sleep(max(0.0, pending[0][1].arrival - (time.perf_counter() - start)))
                 continue
             self._cascaded = False
+            shared_before = self._shared_steps()
             steps_before, began = len(self.scheduler.steps), time.perf_counter()
             outputs = engine.step()
             ended = time.perf_counter()
             if len(self.scheduler.steps) > steps_before:
+                step_times.append(ended - start)
                 step_seconds.append(ended - began)
-                neighbours.append(like_neighbours(self._runner.input_batch.req_ids, self.scheduler.steps[-1].groups))
-                cascade.append(self._cascaded)
+                groups = self.scheduler.steps[-1].groups
+                rows = groups if self.runner == "V2" else self._runner.input_batch.req_ids
+                if (
+                    self.sorted_rows and self.backend == "cpu"
+                ):  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                    rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
+                neighbours.append(like_neighbours(rows, groups))
+                cascade.append(self._cascaded or self._shared_steps() > shared_before)
             for output in outputs:
                 produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
                 if output.finished:
@@ -218,22 +262,25 @@ class RealEngine:
                     f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
                     f"{finished} of {len(workload.prompts)} requests finished"
                 )
+        if not self._as_set(self.kernel, self.sorted_rows):
+            raise RuntimeError(f"{arm.name}: {self.kernel} attention failed and vLLM's kernel took over; the log says why")
         steps = self.scheduler.steps
         return Run(
             seconds=seconds,
             output_tokens=workload.decode_tokens,
             prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
             cached_tokens=cached,
+            step_times=np.array(step_times),
             step_seconds=np.array(step_seconds),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
             queue_seconds=np.array([step.queue_seconds for step in steps]),
-            first_token=np.array([times[0] - arrivals[id_] for id_, times in produced.items()]),
-            between_tokens=np.concatenate([np.diff(times) for times in produced.values()]),
             cascade=np.array(cascade),
+            stopped=np.array([step.stopped for step in steps]),
+            **moments(produced, arrivals),
+            closed_until=max(arrivals.values()),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
-            stopped_steps=sum(step.stopped for step in steps),
         )

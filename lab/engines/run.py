@@ -1,6 +1,7 @@
 """What one run of a workload tells, whichever engine it ran on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,34 +24,59 @@ class Step:
     """requests were left waiting although more could have run"""
 
 
+def per(what: str) -> Any:
+    """A field of a run with one entry per step, token, request or gap between two tokens of a request."""
+    return field(metadata={"per": what})
+
+
 @dataclass
 class Run:
-    """What happened in one run of a workload. Times in seconds; one entry per engine step, or per request."""
+    """What happened in one run of a workload. Seconds; moments are counted from the beginning of the run."""
 
     seconds: float
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
-    step_seconds: np.ndarray
-    decode_rows: np.ndarray
-    prefill_tokens: np.ndarray
-    groups: np.ndarray
+    step_times: np.ndarray = per("step")
+    """when each step ended"""
+    step_seconds: np.ndarray = per("step")
+    decode_rows: np.ndarray = per("step")
+    prefill_tokens: np.ndarray = per("step")
+    groups: np.ndarray = per("step")
     """distinct prefix groups in the step"""
-    neighbours: np.ndarray
-    """share of adjacent rows in the model runner's batch, as the kernel sees it, that are of one group"""
-    queue_seconds: np.ndarray
+    neighbours: np.ndarray = per("step")
+    """share of adjacent rows, as the kernel sees them, that are of one group"""
+    queue_seconds: np.ndarray = per("step")
     """time inside the waiting queue: arrivals, ordering, decisions"""
-    first_token: np.ndarray
-    """per request: from arrival to its first token"""
-    between_tokens: np.ndarray
-    """every gap between two tokens of one request"""
-    cascade: np.ndarray
-    """per step: the cascade kernel ran"""
+    cascade: np.ndarray = per("step")
+    """whether the kernel computed a shared prefix once"""
+    stopped: np.ndarray = per("step")
+    """whether requests were left waiting although more could have run"""
+    token_times: np.ndarray = per("token")
+    """when each output token came"""
+    first_times: np.ndarray = per("request")
+    """when its first token came"""
+    first_token: np.ndarray = per("request")
+    """from arrival to its first token"""
+    gap_times: np.ndarray = per("gap")
+    """when it ended"""
+    between_tokens: np.ndarray = per("gap")
+    closed_until: float = 0.0
+    """when the last request was sent: from then on the queue drains"""
     preemptions: int = 0
     evictions: int = 0
     """of cached blocks"""
-    stopped_steps: int = 0
-    """that left requests waiting although more could have run"""
+
+    def window(self, begin: float, end: float) -> "Run":
+        """What happened after ``begin`` and until ``end``: steps, tokens and gaps by when they ended, requests by their first token. Nobody
+        knows when prefixes were found or blocks evicted, so those counts stay the whole run's."""
+        chosen = {}
+        for what, times in (("step", self.step_times), ("token", self.token_times), ("request", self.first_times), ("gap", self.gap_times)):
+            inside = (times > begin) & (times <= end)
+            chosen |= {
+                declared.name: getattr(self, declared.name)[inside] for declared in fields(self) if declared.metadata.get("per") == what
+            }
+        return replace(self, **chosen, output_tokens=len(chosen["token_times"]), seconds=end - begin)
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
@@ -63,7 +89,7 @@ class Run:
             "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
             "preemptions": (self.preemptions, "requests"),
             "evictions": (self.evictions, "cached blocks"),
-            "stopped": (self.stopped_steps / len(self.step_seconds), "share of steps"),
+            "stopped": (self.stopped.mean(), "share of steps"),
             "cascade steps": (self.cascade.mean(), "share of steps"),
             "time to first token, median": (np.median(self.first_token), "s"),
             "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
@@ -80,13 +106,29 @@ class Run:
         return {name: (float(value), unit) for name, (value, unit) in found.items()}
 
 
+def moments(produced: dict[str, list[float]], arrived: dict[str, float]) -> dict[str, np.ndarray]:
+    """The fields of a run about tokens, requests and gaps, from when each request's tokens came and when it arrived."""
+    times = [np.array(moments) for moments in produced.values()]
+    first = np.array([moments[0] for moments in times])
+    return {
+        "token_times": np.sort(np.concatenate(times)),
+        "first_times": first,
+        "first_token": first - [arrived[id_] for id_ in produced],
+        "gap_times": np.concatenate([moments[1:] for moments in times]),
+        "between_tokens": np.concatenate([np.diff(moments) for moments in times]),
+    }
+
+
 def joined(runs: list[Run]) -> Run:
     """Runs one after the other as if they were one."""
-    kind, fields = type(runs[0]), {}
-    for name in kind.__dataclass_fields__:
-        values = [getattr(run, name) for run in runs]
-        fields[name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
-    return kind(**fields)
+    kind, found = type(runs[0]), {}
+    begun = np.cumsum([0.0] + [run.seconds for run in runs[:-1]])
+    for declared in fields(kind):
+        values = [getattr(run, declared.name) for run in runs]
+        if declared.name.endswith("_times"):
+            values = [value + begin for value, begin in zip(values, begun)]
+        found[declared.name] = np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
+    return kind(**found)
 
 
 def like_neighbours(rows: list[str], groups: dict[str, int]) -> float:

@@ -26,6 +26,8 @@ class Scheduling(Protocol):
 
     version: str
     steps: list
+    sorts: bool
+    """rows of one prefix side by side, instead of where the engine puts them"""
 
     @property
     def unfinished(self) -> int:

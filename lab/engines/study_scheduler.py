@@ -71,10 +71,14 @@ class _Evictions:
         pass
 
 
+_ARRIVAL = Arm("order of arrival", "feather", {"policy": "never_stop", "order": "arrival"})
+
+
 class StudyScheduler(FeatherScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.warmed: list[list[int]] = []  # prompts that a study has put into the prefix cache
+        self.sorted_rows = False  # what the scheduler lists side by side; on a CPU it is the attention backend that sorts
         self._evictions = self.kv_cache_manager.block_pool.metrics_collector = _Evictions()
         self.use(ARMS["FCFS"])
 
@@ -83,6 +87,10 @@ class StudyScheduler(FeatherScheduler):
         if self.requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
         self.arm = arm
+        if self.sorted_rows and arm.kind == "fcfs":
+            arm = _ARRIVAL  # it is Feather's queue that knows prefixes
+        own = arm.options if arm.kind == "feather" else {}
+        self.options = Options.from_mapping({"rows": "prefix" if self.sorted_rows else "engine"} | own)
         self.waiting = _ClockedQueue(self._make_queue(arm))
         self.steps: list[Step] = []
 
@@ -96,7 +104,7 @@ class StudyScheduler(FeatherScheduler):
             return RadixQueue(capacity=capacity, running=lambda: self.running, cached=self.warmed, **arm.options)
         if arm.kind == "block table":
             return BlockTableQueue(self.kv_cache_manager, running=lambda: self.running)
-        return self.make_feather_queue(Options.from_mapping(arm.options))
+        return self.make_feather_queue(self.options)
 
     @staticmethod
     def _is_feather(queue) -> bool:

@@ -11,8 +11,10 @@ from lab.figures.charts import (
     lines,
     log_lines,
     looks,
+    median_table,
     note,
     of_metric,
+    policy_bars,
     ratio_bars,
     ratio_table,
     sign,
@@ -21,22 +23,26 @@ from lab.figures.charts import (
     to_scale,
     worlds,
 )
-from lab.figures.panels import lines_beside, ratio_bars_beside
+from lab.figures.panels import bars_beside, lines_beside, lines_by_kernel, ratio_bars_beside
 
 __all__ = [
     "HOW",
     "POLICIES",
     "agreement",
     "bars",
+    "bars_beside",
     "colours",
     "headline",
     "in_order",
     "lines",
     "lines_beside",
+    "lines_by_kernel",
     "log_lines",
     "looks",
+    "median_table",
     "note",
     "of_metric",
+    "policy_bars",
     "ratio_bars",
     "ratio_bars_beside",
     "ratio_table",

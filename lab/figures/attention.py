@@ -1,6 +1,7 @@
 """Figures of the decode-attention study: time over who shares what, kernels side by side, and the fit."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -76,6 +77,31 @@ def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
             axes.annotate(f"{speed.median():.2f}", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         axes.axvline(1, color="0.2", lw=1)
         axes.set(title=name, xlabel="speed, one group under paged attention = 1", ylabel=None)
+    return figure
+
+
+def roofline(table: pd.DataFrame, heads: str, rates: dict[str, float], groups: int):
+    """Multiplications a second over multiplications a byte that the kernel asks for (Williams, Waterman and Patterson, "Roofline", CACM 2009),
+    for one group and ``groups`` of them; ``rates`` in FLOP/s by type, as flat lines."""
+    data = _attention(table, heads).query("curve == 'groups' and groups in (1, @groups) and order in ('grouped', 'any')")
+    copy = of_metric(table, "copy bandwidth").query("heads == @heads")["value"].median() * 1e9
+    data = data.assign(intensity=data["FLOP"] / data["asked bytes"], rate=data["FLOP"] / data["value"] / 1e6)
+    points = data.groupby(["policy", "groups"], as_index=False)[["intensity", "rate"]].median()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    reach = np.geomspace(points["intensity"].min() / 2, points["intensity"].max() * 4)
+    highest = max(rates.values())
+    axes.plot(reach, np.minimum(reach * copy, highest) / 1e9, color="0.2", lw=1.5)
+    for dtype, rate in rates.items():
+        axes.axhline(rate / 1e9, color="0.2", lw=1, ls=":")
+        axes.annotate(f"products in {dtype}", (reach[0], rate / 1e9), (2, 3), textcoords="offset points", fontsize=9)
+    sns.scatterplot(points.assign(groups=points["groups"].map(lambda count: f"{count} group{'s' if count > 1 else ''}")), x="intensity", y="rate",
+                    hue="policy", style="groups", palette="viridis", s=90, ax=axes)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte that the kernel asks for", ylabel="GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from lab.stats import ratio
+from lab.stats import median_of, ratio
 
 # Every policy keeps its colour, marker and dashes in all figures: colours that can be told apart without colour vision, and
 # markers and dashes for who prints in grey. Relatives share a hue: order alone is green, stopping by a rule orange or red, oracles grey.
@@ -228,19 +228,25 @@ def bars(table: pd.DataFrame, metric: str, xlabel: str, scale: str = "log"):
 
 
 def ratio_bars(ratios: pd.DataFrame, x: str, ylabel: str, axes=None):
-    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table``, one colour a policy, a line at 1. ``axes``: a panel to draw in,
-    instead of a figure of its own."""
+    """``policy_bars`` of ``ratio_table``, with a line at 1."""
+    figure = policy_bars(ratios, x, ylabel, axes)
+    (axes or figure.axes[0]).axhline(1, color="0.2", lw=1)
+    return figure
+
+
+def policy_bars(table: pd.DataFrame, x: str, ylabel: str, axes=None):
+    """Bars of ``median`` with ``low``–``high`` intervals from ``ratio_table`` or ``median_table``, one colour a policy, a group for each value of ``x``.
+    ``axes``: a panel to draw in, instead of a figure of its own."""
     figure, axes = plt.subplots(figsize=(8.4, 4.2)) if axes is None else (axes.figure, axes)
-    policies, places = in_order(ratios["policy"]), list(ratios[x].unique())
+    policies, places = in_order(table["policy"]), list(table[x].unique())
     width = 0.8 / len(policies)
-    there = [in_order(ratios[ratios[x] == place]["policy"]) for place in places]  # bars stand in the middle of their place, however many
+    there = [in_order(table[table[x] == place]["policy"]) for place in places]  # bars stand in the middle of their place, however many
     for number, policy in enumerate(policies):
-        data = ratios[ratios["policy"] == policy].set_index(x).reindex(place for place, names in zip(places, there) if policy in names)
+        data = table[table["policy"] == policy].set_index(x).reindex(place for place, names in zip(places, there) if policy in names)
         at = [place + (names.index(policy) - (len(names) - 1) / 2) * width for place, names in enumerate(there) if policy in names]
         spread = [data["median"] - data["low"], data["high"] - data["median"]]
         axes.bar(at, data["median"], width, yerr=spread, label=policy, color=colours().get(policy), hatch=_hatch(policy, number),
                  edgecolor="white", linewidth=0, error_kw={"lw": 1})  # fmt: skip
-    axes.axhline(1, color="0.2", lw=1)
     axes.set_xticks(range(len(places)), _wrapped(places, axes))
     axes.set(ylabel=ylabel)
     axes.grid(axis="x", visible=False)
@@ -265,6 +271,12 @@ def ratio_table(table: pd.DataFrame, metric: str, base: str, by: str) -> pd.Data
             if policy != base and policy in here and here[policy].notna().any():
                 rows.append({by: place, "policy": policy, **ratio(here[policy], here[base])._asdict()})
     return pd.DataFrame(rows)
+
+
+def median_table(table: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
+    """The metric itself of each policy under every value of ``by``: median, low, high, repeats."""
+    values = of_metric(table, metric).groupby([by, "policy"], sort=False)["value"]
+    return pd.DataFrame([{by: place, "policy": policy, **median_of(found)._asdict()} for (place, policy), found in values])
 
 
 def agreement(table: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):

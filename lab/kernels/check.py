@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 
+from feather.options import KERNELS
 from lab.kernels import reference
 from lab.kernels.batch import Batch, Heads, divergent, even
-from lab.kernels.packing import KERNELS
 from lab.kernels.pool import Pool
 
 # Head size and query heads per key-value head are the models'; two key-value heads stand for all. The last is for CPUs only.

@@ -3,9 +3,8 @@
 from collections import defaultdict
 from typing import NamedTuple
 
+from feather.options import KERNELS
 from lab.kernels.batch import Batch
-
-KERNELS = ("paged", "cascade", "packed")
 
 
 class Pack(NamedTuple):

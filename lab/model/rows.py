@@ -56,6 +56,10 @@ class SharedBlocks:
                 self._tree.remove(node)
             node = node.parent
 
+    def by_prefix(self, ids: Iterable[str]) -> list[str]:
+        """The rows as a depth-first walk through the tree lists them, so that rows of one prefix stand side by side, deeper levels too."""
+        return sorted(ids, key=lambda id_: [key for key, _ in reversed(self._path(self._ends[id_]))])
+
     def batch(self, ids: Iterable[str], contexts: Sequence[int], new: Sequence[int] | None) -> Batch:
         """The rows as the step model takes them: a stretch is what at least two rows share."""
         places: dict[RadixNode, int] = {}

@@ -19,9 +19,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from feather.options import KERNELS
 from lab.model.hardware import Device
-
-KERNELS = ("paged", "cascade", "packed")
 
 
 class Shape(Protocol):
@@ -57,7 +56,7 @@ class StepTime(NamedTuple):
     attention_flop: float
     """as the kernel computes them, so of the padded queries where it pads"""
     cascade: bool
-    """the cascade kernel ran"""
+    """the kernel computed a shared prefix once"""
 
     @property
     def dram_bytes(self) -> float:
@@ -208,7 +207,7 @@ class StepModel:
         weights = batch.contexts - batch.path_tokens[batch.members]
         own_passes, own_queries = np.average((passes, per_row), axis=1, weights=weights) if weights.any() else (1.0, self._queries_per_kv)
         return Sweep(float(cache), float(dram), float(own_passes), float(computed), float(own_queries),
-                     self.kernel == "cascade" and bool(packed.any()))  # fmt: skip
+                     bool(packed.any()))  # fmt: skip
 
     @staticmethod
     def _through(batch: Batch, per_row: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def ncu(program: list[str], timeout: float = 300) -> dict[str, tuple[float, str]
         raise Unreadable("GPU counters: ncu (Nsight Compute) is not on the PATH; install it, or go without")
     command = ["ncu", "--csv", "--print-units", "base", "--clock-control", "none", "--profile-from-start", "off",
                "--metrics", ",".join(_NCU), sys.executable, *program]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
     said = next((line for line in (done.stdout + done.stderr).splitlines() if "==ERROR==" in line), "")
     if "ERR_NVGPUCTRPERM" in said:
         raise Unreadable("GPU counters: the driver permits them to administrators only (ERR_NVGPUCTRPERM); run as root, or go without")
@@ -60,7 +60,7 @@ def perf(call: Callable[[], object], calls: int = 20) -> dict[str, tuple[float, 
     if not shutil.which("perf"):
         raise Unreadable("CPU counters: perf is not installed")
     command = ["perf", "stat", "-x", ",", "-e", ",".join(_PERF), "-p", str(os.getpid())]
-    watcher = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    watcher = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", errors="replace")
     time.sleep(0.3)  # until it is attached to every thread
     for _ in range(calls):
         call()

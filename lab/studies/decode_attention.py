@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -20,7 +21,7 @@ from lab.kernels.pool import Pool
 from lab.model import calibration
 from lab.model.bandwidth import Fit, calibrate, fit
 from lab.stats import Ratio
-from lab.studies.study import Condition, Study, compare, frame
+from lab.studies.study import Condition, Study, compare, frame, read
 
 STUDY = "31_attention_kernel"
 SUFFIX = 32  # tokens of each row's own
@@ -101,6 +102,15 @@ class Bench:
         self._to = torch.empty_like(self._from).normal_()
         self._copy = lambda: self._to.copy_(self._from)
 
+    def rates(self, repeats: int = 7, side: int = 2048) -> dict[str, float]:
+        """Floating-point operations a second that this device reaches in one large product of matrices, in float32 and in the pool's type."""
+        found = {}
+        for dtype in dict.fromkeys((torch.float32, self.pool.dtype)):
+            left, right = (torch.randn(side, side, device=self.pool.device, dtype=torch.float32).to(dtype) for _ in range(2))
+            taken = [self._timed(lambda: torch.matmul(left, right))[0] for _ in range(repeats + 2)][2:]
+            found[str(dtype).removeprefix("torch.")] = 2 * side**3 / float(np.median(taken))
+        return found
+
     def condition(self, kernel: str, batch: Batch, curve: str, **labels) -> Condition:
         """Something for ``Study.measure``: the seed of a run turns the batch's prefixes to another place of the pool."""
         rotations = min(_ROTATIONS, max(1, self.pool.prefixes // (max(batch.groups) + 1)))
@@ -120,6 +130,7 @@ class Bench:
             "block size": self.pool.block_size, "cache bytes": self.cache_bytes,
             "asked bytes": self.attention.fetched_tokens(batch, kernel) * self.pool.token_bytes,
             "unique bytes": batch.unique_tokens() * self.pool.token_bytes,
+            "FLOP": 4 * batch.swept_tokens() * self.pool.heads.query * self.pool.heads.size,
         }  # fmt: skip
         return Condition(kernel, parameters, run)
 
@@ -204,7 +215,7 @@ def _orders(groups: int, requests: int) -> tuple[str, ...]:
 def recorded() -> pd.DataFrame:
     """Rows of this study that were measured on other devices and kept in the repository; empty where there are none."""
     files = sorted((Path(__file__).parents[2] / "data" / "recorded").glob("*/decode_attention*.csv.gz"))
-    return frame([row for file in files for row in pd.read_csv(file).to_dict("records")])
+    return frame([row for file in files for row in read(file).to_dict("records")])
 
 
 # -- the notebook ------------------------------------------------------------------------------------------------------
@@ -224,6 +235,8 @@ class Measured:
     tables: dict[str, pd.DataFrame]
     kept: dict[str, pd.DataFrame]
     """measured elsewhere and kept in the repository, by "heads, recorded: device" """
+    rates: dict[str, dict[str, float]]
+    """of each kind of heads, ``Bench.rates``"""
     told: list[str]
     """a line for each kind of heads: implementation, sizes, copy bandwidth"""
 
@@ -247,10 +260,13 @@ class Measured:
 def measure(study: Study, heads: list[str], sizes: dict, repeats: int) -> Measured:
     """All conditions for each kind of heads (empty: the backend's first two), with ``sizes`` in place of the backend's own where given."""
     backend = study.provenance["backend"]
-    tables, told = {}, []
+    tables, rates, told = {}, {}, []
     for name in heads or list(SIZES[backend])[:2]:
         bench = Bench(backend, name, replace(SIZES[backend][name], **sizes.get(name, {})))
         tables[name] = study.measure(list(conditions(bench)), repeats)
+        rates[name] = bench.rates()
+        for dtype, rate in rates[name].items():
+            study.row("product", {"heads": name, "dtype": dtype}, "multiplication rate", rate / 1e9, "GFLOP/s", 0)
         told.append(
             f"{name}: {bench.attention.implementation('paged')}, last-level cache {bench.cache_bytes / 2**20:.0f} MiB, "
             f"one prefix {bench.sizes.prefix_tokens * bench.pool.token_bytes / 2**20:.1f} MiB, "
@@ -258,7 +274,7 @@ def measure(study: Study, heads: list[str], sizes: dict, repeats: int) -> Measur
         )
     rows = recorded()
     kept = {f"{name}, recorded: {device}": part for (device, name), part in rows.groupby(["device", "heads"])} if len(rows) else {}
-    return Measured(backend, tables, kept, told)
+    return Measured(backend, tables, kept, rates, told)
 
 
 def locality_figures(study: Study, found: Measured) -> None:
@@ -288,14 +304,38 @@ def kernels_figure(study: Study, found: Measured) -> None:
     name = next(iter(found.tables))
     groups = found.mixed(name)
     packed = found.over(name, {"groups": groups, "order": "grouped"}, {"policy": "packed", "groups": groups})
-    gather = " · cascade and packed include copying the prefix in every call" if found.backend == "cpu" else ""
     study.figure(
         drawn.kernels(shown),
         "attention_kernels",
         f"Packed attention is {packed.median:.2f}× as fast as paged on {groups} groups in grouped rows ({name})",
-        f"One layer's decode attention; speed relative to one group under paged attention · {figures.spread(packed.repeats)}{gather}",
+        f"One layer's decode attention; speed relative to one group under paged attention · {figures.spread(packed.repeats)}",
         "Speed of one layer's decode attention by row order and kernel.",
     )
+
+
+def against_limit(found: Measured, heads: str, kernel: str, groups: int) -> float:
+    """Time of a kernel on grouped rows over the least this device needs: every byte from memory once at the speed of a copy, or the
+    multiplications in float32, whichever takes longer."""
+    table = found.tables[heads]
+    rows = table.query("curve == 'groups' and policy == @kernel and groups == @groups and order in ('grouped', 'any')")
+    copy = figures.of_metric(table, "copy bandwidth")["value"].median() * 1e9
+    least = max(rows["unique bytes"].iloc[0] / copy, rows["FLOP"].iloc[0] / found.rates[heads]["float32"])
+    return float(figures.of_metric(rows, "attention time")["value"].median()) / 1e3 / least
+
+
+def roofline_figure(study: Study, found: Measured) -> None:
+    """Where each kernel stands against what memory and multiplications allow, a figure for each kind of heads."""
+    for name, table in found.tables.items():
+        groups = found.mixed(name)
+        study.figure(
+            drawn.roofline(table, name, found.rates[name], groups),
+            f"attention_roofline_{name}",
+            f"On one prefix the packed kernel takes {against_limit(found, name, 'packed', 1):.1f}× the least time this device needs, the paged one "
+            f"{against_limit(found, name, 'paged', 1):.1f}×",
+            f"One layer's decode attention, heads of {name}, one group and {groups} groups in grouped rows · {figures.spread(table['repeat'].nunique())}",
+            "Rate of multiplications over how many of them a kernel makes with each byte that it asks for. The slope is the bandwidth of a copy, the flat lines "
+            "what one large product of matrices reaches. A point above the slope is served by the caches.",
+        )
 
 
 def fit_figure(study: Study, found: Measured) -> None:
@@ -357,14 +397,10 @@ def found_in_words(found: Measured) -> str:
             f"* **{name}, mix and order.** {groups} groups in grouped rows take {mixed} as long as one group; in round-robin rows {turns} as long as grouped. Whatever lies "
             "between two orders is how often a prefix is fetched again, since rows, tokens and work are the same.",
             f"* **{name}, kernels.** Cascade is {cascade} as fast as paged attention on one group, packed {packed} as fast on {groups} groups.",
+            f"* **{name}, limit.** On one group packed attention takes {against_limit(found, name, 'packed', 1):.1f} times as long as this device must, by reading the prefix "
+            f"once and by the multiplications in float32; paged attention {against_limit(found, name, 'paged', 1):.1f} times. On {groups} groups: "
+            f"{against_limit(found, name, 'packed', groups):.1f} and {against_limit(found, name, 'paged', groups):.1f}.",
             f"* **{name}, bandwidth.** The fit finds {fitted.memory_gb_s:.0f} GB/s from memory, where a copy reads and writes {copy:.0f} GB/s together, "
             f"and {fitted.cache_gb_s:.0f} GB/s from the last-level cache.",
-        ]
-    if found.backend == "cpu":
-        lines += [
-            "",
-            "**A limit of this measurement.** On a CPU, cascade and packed copy the prefix's blocks into one place *inside every call*, and the times above include "
-            "that. An engine can keep the copy from one step to the next, as long as the prefix runs. So a ratio below 1 here says that copying in every call "
-            "does not pay; it does not say that packing does not.",
         ]
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""Prefix groups: what scheduling by prefix gains as their number grows, and what it costs where nothing is shared (E3, E10)."""
+"""Prefix groups: what scheduling by prefix gains as their number grows, against a kernel that shares prefixes by itself, and what it costs where
+nothing is shared (E3, E7, E10)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from lab.stats import Ratio
 from lab.studies import comparing, words
 from lab.studies.comparing import over
 from lab.studies.evaluation import over_groups, without_sharing
-from lab.studies.study import Study
+from lab.studies.study import Study, compare
 from lab.studies.words import count, listed, times, told, trend
 
 _HELD = 0.97  # prompt tokens found in the prefix cache where it holds all prefixes: what is left are the requests' own
@@ -23,16 +24,16 @@ def full_queue(
     requests: int,
     decode_tokens: int | Sequence[int],
     arms: Sequence[str],
-    cascade: Sequence[bool],
+    kernels: Sequence[str],
     repeats: int,
 ) -> pd.DataFrame:
-    """Rows of ``requests`` that all are there at the start, over the first n prefixes for each n in ``groups``, under each arm and each
-    choice of cascade attention; the engine is left with the first. ``decode_tokens``: of all, or two numbers to draw them between.
+    """Rows of ``requests`` that all are there at the start, over the first n prefixes for each n in ``groups``, under each arm and the first
+    attention kernel; over the most prefixes under the other kernels, too. ``decode_tokens``: of all, or two numbers to draw them between.
 
     Raises RuntimeError where the runs were not what they are called: a cold prefix cache, or a strict batch of several groups."""
     lengths = decode_tokens if isinstance(decode_tokens, int) else tuple(decode_tokens)
     conditions = over_groups(study.engine, prefixes, list(groups), requests, lengths, arms=arms)
-    runs = study.measure(conditions, repeats, cascade=cascade)
+    runs = study.measure(conditions, repeats, kernels=kernels, beside=lambda one: one.parameters["groups"] == groups[-1])
     own = study.engine.max_batch * (64 + (lengths if isinstance(lengths, int) else lengths[1]))  # suffixes, answers, half-filled blocks
     fitting = runs[runs["groups"] * len(prefixes[0]) + own <= study.engine.kv_tokens]
     hits = fitting[fitting["metric"] == "prefix hits"]["value"]
@@ -51,8 +52,9 @@ def unshared(study: Study, requests: int, prompt_tokens: int, decode_tokens: int
     return study.measure(without_sharing(study.engine, requests, prompt_tokens, decode_tokens), repeats)
 
 
-def draw_groups(study: Study, table: pd.DataFrame) -> None:
-    """Throughput, and beside it what requests wait, against the number of prefix groups."""
+def draw_groups(study: Study, runs: pd.DataFrame) -> None:
+    """Throughput, and beside it what requests wait, against the number of prefix groups under the first kernel."""
+    table = comparing.judged(runs)
     requests, tokens, decode = comparing.settings(table, "requests", "prefix tokens", "decode tokens")
     figure = figures.lines_beside(table, comparing.BESIDE, "groups", "policy", "prefix groups")
     study.figure(
@@ -65,8 +67,24 @@ def draw_groups(study: Study, table: pd.DataFrame) -> None:
     )
 
 
-def by_length(equal: pd.DataFrame, unequal: pd.DataFrame) -> pd.DataFrame:
-    """The rows with equal and with unequal decode lengths at the number of groups that both have, told apart by the column "case"."""
+def draw_kernels(study: Study, runs: pd.DataFrame, judged: str) -> None:
+    """The most groups under each kernel."""
+    most = runs[runs["groups"] == max(runs["groups"])]
+    requests, tokens, decode, number = comparing.settings(most, "requests", "prefix tokens", "decode tokens", "groups")
+    comparing.draw_kernels(
+        study,
+        most,
+        judged,
+        "e3_kernels",
+        f"{requests} requests, all there at the start, batch {study.engine.max_batch}, {count(number, 'prefix group')} of {tokens} tokens, {decode} decode tokens",
+        f"Throughput and p99 time to first token under each attention kernel at {count(number, 'prefix group')} (E3, E7), a full queue.",
+    )
+
+
+def by_length(runs: pd.DataFrame, unequal: pd.DataFrame) -> pd.DataFrame:
+    """The rows with equal and with unequal decode lengths at the number of groups that both have, told apart by the column "case"; of ``runs``
+    those under the first kernel."""
+    equal = comparing.judged(runs)
     (number,) = unequal["groups"].unique()
     (low, high) = comparing.settings(unequal, "decode tokens")[0]
     (tokens,) = comparing.settings(equal, "decode tokens")
@@ -95,8 +113,9 @@ def draw_cases(study: Study, cases: pd.DataFrame) -> None:
     )
 
 
-def against_oracle(table: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
-    """Each policy over FCFS, and over the better of the two oracles, which are told the groups: one stops, one only orders."""
+def against_oracle(runs: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
+    """Under the first kernel: each policy over FCFS, and over the better of the two oracles, which are told the groups: one stops, one only orders."""
+    table = comparing.judged(runs)
     sets = {count(number, "group"): table[table["groups"] == number] for number in sorted(table["groups"].unique())}
     sets |= {f"{count(number, 'group')}, unequal lengths": mixed[mixed["groups"] == number] for number in mixed["groups"].unique()}
     rows = []
@@ -110,10 +129,9 @@ def against_oracle(table: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(study: Study, runs: pd.DataFrame, unshared: pd.DataFrame, judged: str) -> None:
-    """E3 by the policy ``judged``, E10 by Feather's default. Where measured, E3 is judged at the largest number of groups, so that noise does
-    not choose it; the model has none, and is judged, as the paper says "up to", at its best."""
-    cascades = list(runs["cascade"].unique())
-    table = runs[runs["cascade"] == cascades[0]]
+    """E3 by the policy ``judged``, E7 by it under cascade against FCFS under packed, E10 by Feather's default. Where measured, E3 is judged at the
+    largest number of groups, so that noise does not choose it; the model has none, and is judged, as the paper says "up to", at its best."""
+    table = comparing.judged(runs)
     most = max(table["groups"])
     where = comparing.best(table, "groups", [judged])[1] if study.engine.backend == "sim" else most
 
@@ -122,9 +140,6 @@ def verdicts(study: Study, runs: pd.DataFrame, unshared: pd.DataFrame, judged: s
 
     others = [policy for policy in table["policy"].unique() if policy not in ("FCFS", judged)]
     hits = table[(table["metric"] == "prefix hits") & (table["groups"] == where)]["value"].min()
-    kernels = "".join(
-        f" With cascade attention {'on' if on else 'off'}: {over(runs[runs['cascade'] == on], judged, groups=where)}." for on in cascades
-    ) if len(cascades) > 1 else ""  # fmt: skip
     print(
         study.claim(
             "E3",
@@ -133,17 +148,46 @@ def verdicts(study: Study, runs: pd.DataFrame, unshared: pd.DataFrame, judged: s
             + ", ".join(f"{policy} {times(at(policy))}" for policy in others)
             + f". At least {100 * hits:.1f} % of the prompt tokens were in the prefix cache in every arm"
             + (", so nothing here comes from evictions or prefill, as the paper's gain at 20 to 100 groups may." if hits > 0.99 else
-               ": part of the gain is prefixes that need not be prefilled again.") + kernels,
+               ": part of the gain is prefixes that need not be prefilled again.")
+            + comparing.kernels(runs if where == most else table, lambda part: over(part, judged, groups=where)),
         )
     )  # fmt: skip
+    if study.engine.backend != "sim":  # there notebook 32 models it
+        _verdict_on_packing(study, runs[runs["groups"] == most], judged)
     requests, tokens = comparing.settings(unshared, "requests", "prompt tokens")
     print(
         study.claim("E10", over(unshared, "Feather"), f"The default policy on {requests} unrelated prompts of {tokens} tokens, cold cache.")
     )
 
 
-def found(table: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> str:
-    """What was found, as Markdown."""
+def _verdict_on_packing(study: Study, runs: pd.DataFrame, judged: str) -> None:
+    if not {"cascade", "packed"} <= set(runs["kernel"]):
+        mend = "It needs the cascade and the packed kernel: on a CPU ./run_all.sh --only E7; on a GPU vLLM has no packed one."
+        print(study.not_run("E7", mend))
+        return
+    packed = {"policy": "FCFS", "kernel": "packed"}
+    others = {
+        (judged, "packed"): "the same packed",
+        ("Feather (never stop)", "packed"): "order alone, packed",
+        ("FCFS", "paged"): "FCFS, paged",
+    }
+    there = set(zip(runs["policy"], runs["kernel"]))
+    beside = [
+        f"{told} {times(compare(runs, 'throughput', of={'policy': policy, 'kernel': kernel}, to=packed))}"
+        for (policy, kernel), told in others.items() if (policy, kernel) in there
+    ]  # fmt: skip
+    waits = compare(runs, comparing.P99, of={"policy": judged, "kernel": "cascade"}, to=packed)
+    ours = compare(runs, "throughput", of={"policy": judged, "kernel": "cascade"}, to=packed)
+    reason = (
+        f"{judged} under the cascade kernel over FCFS under the packed one, at {count(max(runs['groups']), 'group')}; over the same FCFS: "
+        f"{', '.join(beside)}. p99 time to first token: {times(waits)}. Feather's packed kernel stands in for PAT, which runs on GPUs only."
+    )
+    print(study.claim("E7", ours, reason))
+
+
+def found(runs: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> str:
+    """What was found, as Markdown; under the first kernel, where none is named."""
+    table = comparing.judged(runs)
     numbers = sorted(table["groups"].unique())
     policy, where, _ = comparing.best(table, "groups")
     ratios = [over(table, policy, groups=number) for number in numbers]
@@ -162,6 +206,7 @@ def found(table: pd.DataFrame, cases: pd.DataFrame, unshared: pd.DataFrame) -> s
         if where in evicted else "",
         f"**Order or stopping.** With the groups given, the two are furthest apart at {count(furthest, 'group')}: order alone gives {told(order)} over FCFS, strictly "
         f"homogeneous batches {told(stop)}" + _worth_more(apart[furthest]),
+        comparing.found_by_kernel(runs, count(numbers[-1], "group"), groups=numbers[-1]),
         f"**Unequal lengths.** {policy} over FCFS: {told(over(cases, policy, case=unequal))} with {unequal}, "
         f"{told(over(cases, policy, case=equal))} with {equal}.",
         f"**Nothing shared.** Feather's throughput over FCFS's on prompts that share nothing: {over(unshared, 'Feather')}.",

@@ -1,71 +1,136 @@
-"""Models: whether the gain depends on the model that is served (E6), on the modelled device."""
+"""Models: whether the gain depends on the model that is served (E6): shapes that fit this machine, measured, and the paper's, modelled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from lab import figures
+from lab.engines import Engine
+from lab.engines.apart import EngineApart
 from lab.engines.arms import named
+from lab.engines.modelled import ModelledEngine
 from lab.llm import MODELS
+from lab.machine import choose_backend
 from lab.stats import Ratio
 from lab.studies import comparing, words
 from lab.studies.comparing import over
 from lab.studies.scale import sweep
-from lab.studies.study import Study
+from lab.studies.study import Study, under_kernels
 from lab.studies.words import listed, times, told, trend
 
-
-def over_models(study: Study, models: Sequence[str], arms: Sequence[str], repeats: int, **setting) -> pd.DataFrame:
-    """Rows of a full queue for each model under each arm; ``setting`` as in ``scale.Setting``."""
-    return study.measure(sweep("E6", "model", models, named(*arms), **setting), repeats)
+STUDY = "23_models"
 
 
-def sizes(models: Sequence[str], batch: int, prefix_tokens: int) -> pd.DataFrame:
-    """What a model leaves for keys and values on the modelled device, and how many prefixes that is."""
+def begin(backend: str, out: str) -> Study:
+    """The study, without an engine of its own: each model has one. Raises ValueError for a backend that cannot run here."""
+    figures.style()
+    return Study(STUDY, None, out, choose_backend(backend)[0])
+
+
+def engines(backend: str, models: Sequence[str], batch: int, kv_gib: int) -> dict[str, Engine]:
+    """An engine for each model; real ones in processes of their own, each with a KV cache of ``kv_gib`` GiB on a CPU."""
+    backend, _ = choose_backend(backend)
+    if backend == "sim":
+        return {model: ModelledEngine(model, batch) for model in models}
+    return {model: EngineApart(backend, model, max_batch=batch, kv_gib=kv_gib) for model in models}
+
+
+def over_models(
+    study: Study, served: Mapping[str, Engine], arms: Sequence[str], kernels: Sequence[str], repeats: int, **setting
+) -> pd.DataFrame:
+    """Rows of a full queue for each model under each arm and kernel; ``setting`` as in ``scale.Setting``."""
+    found = [one for model, engine in served.items() for one in sweep("E6", "model", [model], named(*arms), engine, **setting)]
+    return study.measure(under_kernels(found, kernels), repeats)
+
+
+def sizes(served: Mapping[str, Engine], prefix_tokens: int) -> pd.DataFrame:
+    """What a model leaves for keys and values on its engine, and how many prefixes that is."""
     rows = []
-    for condition in sweep("E6", "model", models, batch=batch, prefix_tokens=prefix_tokens):
-        engine = condition.engine
-        shape = MODELS[engine.model]
+    for model, engine in served.items():
+        shape = MODELS[model]
         rows.append(
-            {"model": engine.model, "weights, GB": shape.weight_bytes / 1e9, "KV per token, KiB": shape.kv_bytes_per_token / 1024,
+            {"model": model, "query heads per key": shape.heads // shape.kv_heads, "weights, GB": shape.weight_bytes / 1e9,
+             "KV per token, KiB": shape.kv_bytes_per_token / 1024,
              "KV cache, tokens": engine.kv_tokens, f"prefixes of {prefix_tokens} tokens": engine.kv_tokens / prefix_tokens}
         )  # fmt: skip
     return pd.DataFrame(rows).set_index("model").round(1)
 
 
-def draw(study: Study, table: pd.DataFrame, judged: str) -> None:
+def draw(study: Study, runs: pd.DataFrame, judged: str) -> None:
+    """Throughput and waiting over FCFS's by model under the first kernel; where there are several, what each kernel gives each model beside it."""
+    table = comparing.judged(runs)
     factors = _factors(table, judged)
     best, least = max(factors, key=lambda name: factors[name].median), min(factors, key=lambda name: factors[name].median)
     requests, groups, tokens, decode, batch = comparing.settings(table, "requests", "groups", "prefix_tokens", "decode_tokens", "batch")
-    data = table.sort_values("model", key=lambda names: names.map(_by_kv), kind="stable")
-    study.figure(
-        figures.ratio_bars_beside(data, comparing.BESIDE_AS_RATIOS, "FCFS", "model"),
-        "e6_models",
-        f"{judged} over FCFS: from {told(factors[least])} on {least} to {told(factors[best])} on {best}",
+    setting = (
         f"{requests} requests, all there at the start, batch {batch}, {groups} groups of {tokens} tokens, {decode} decode tokens; models by KV per "
-        f"token; {figures.spread(comparing.repeats(table))}",
+        f"token; {figures.spread(comparing.repeats(table))}"
+    )
+    study.figure(
+        figures.ratio_bars_beside(_sorted(table), comparing.BESIDE_AS_RATIOS, "FCFS", "model"),
+        "e6_models",
+        f"{judged} over FCFS: from {told(factors[least])} on {least} to {told(factors[best])} on {best}" + comparing.where(runs),
+        setting,
         "Throughput and p99 time to first token over FCFS's for several models (E6), a full queue.",
+        rows=table,
+    )
+    if runs["kernel"].nunique() == 1:
+        return
+    kernels = _of_kernels(runs)
+    most = max(kernels, key=lambda name: kernels[name].median)
+    study.figure(
+        figures.ratio_bars_beside(_sorted(_by_kernel(runs)), comparing.BESIDE_AS_RATIOS, _STOCK, "model"),
+        "e6_kernels",
+        f"The same requests, first come, first served: packed attention gives from {told(min(kernels.values(), key=lambda ratio: ratio.median))} "
+        f"to {told(kernels[most])} (on {most})"
+        if kernels
+        else f"{judged} under each kernel",
+        setting,
+        "Throughput and p99 time to first token under each kernel, over FCFS under the paged one, for several models (E6).",
+        rows=runs,
     )
 
 
-def verdict(study: Study, table: pd.DataFrame, judged: str) -> None:
+_STOCK = "FCFS, paged"
+
+
+def _by_kernel(runs: pd.DataFrame) -> pd.DataFrame:
+    """FCFS under each kernel, as if the kernels were policies."""
+    chosen = runs[runs["policy"] == "FCFS"]
+    return chosen.assign(policy=chosen["policy"] + ", " + chosen["kernel"])
+
+
+def _of_kernels(runs: pd.DataFrame) -> dict[str, Ratio]:
+    """Model → FCFS under packed attention over FCFS under paged; empty where one of them was not run."""
+    if not {"packed", "paged"} <= set(runs["kernel"]):
+        return {}
+    return {model: over(_by_kernel(runs), "FCFS, packed", _STOCK, model=model) for model in _in_order(runs)}
+
+
+def verdict(study: Study, runs: pd.DataFrame, served: Mapping[str, Engine], judged: str) -> None:
     """E6 by the policy ``judged`` on the model on which it gains most, as the paper says "up to"."""
-    factors = _factors(table, judged)
+    factors = _factors(comparing.judged(runs), judged)
     best = max(factors, key=lambda name: factors[name].median)
     reason = f"{judged} on {best}, its best; " + ", ".join(f"{model} {times(factor)}" for model, factor in factors.items()) + "."
-    print(study.claim("E6", factors[best], reason))
+    if runs["kernel"].nunique() > 1:
+        reason += comparing.kernels(runs[runs["model"] == best], lambda table: over(table, judged))
+    print(study.claim("E6", factors[best], reason, engine=served[best]))
 
 
-def found(table: pd.DataFrame, judged: str) -> str:
+def found(runs: pd.DataFrame, judged: str) -> str:
     """What was found, as Markdown."""
+    table = comparing.judged(runs)
     factors = _factors(table, judged)
     best = max(factors, key=lambda name: factors[name].median)
     evicted, hits = (_medians(table, metric) for metric in ("evictions", "prefix hits"))
     crowded = [model for model in factors if evicted["FCFS", model] > 0]
+    kernels = _of_kernels(runs)
     return words.bullets([
         f"**Models.** From the least KV per token to the most, the throughputs of {judged} over FCFS {trend(factors.values())}: "
         + listed(f"{told(factor)} on {model}" for model, factor in factors.items()) + ".",
         f"**Waiting.** On {best} its p99 time to first token is {times(over(table, judged, metric=comparing.P99, model=best))} FCFS's.",
+        "**Kernels.** FCFS under packed over FCFS under paged attention: "
+        + listed(f"{told(factor)} on {model}" for model, factor in kernels.items()) + "." if kernels else "",
         "**Evictions.** " + (
             "Under FCFS the KV cache overflows on " + listed(crowded) + ": " + listed(
                 f"{100 * hits['FCFS', model]:.0f} % of {model}'s prompt tokens come from the cache under FCFS, {100 * hits[judged, model]:.0f} % under {judged}"
@@ -78,9 +143,16 @@ def _by_kv(model: str) -> int:
     return MODELS[model].kv_bytes_per_token
 
 
+def _in_order(table: pd.DataFrame) -> list[str]:
+    return sorted(table["model"].unique(), key=_by_kv)
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("model", key=lambda names: names.map(_by_kv), kind="stable")
+
+
 def _factors(table: pd.DataFrame, policy: str) -> dict[str, Ratio]:
-    models = table.loc[:, ~table.columns.duplicated()]["model"].unique()
-    return {model: over(table, policy, model=model) for model in sorted(models, key=_by_kv)}
+    return {model: over(table, policy, model=model) for model in _in_order(table)}
 
 
 def _medians(table: pd.DataFrame, metric: str) -> pd.Series:

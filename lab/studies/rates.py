@@ -20,17 +20,18 @@ ELSEWHERE = ("FCFS", "Feather (never stop)", PATIENT, FLOORLESS, "oracle (stop)"
 RATE = "requests_per_s"
 
 
-def capacity(study: Study, cascade: Sequence[bool], repeats: int, **setting) -> float:
-    """Requests a second that FCFS serves of a full queue: the unit that rates are told in. ``setting`` as in ``scale.Setting``."""
-    table = measured(study, sweep("E1, capacity", RATE, [0.0], [ARMS["FCFS"]], study.engine, **setting), cascade[:1], repeats)
+def capacity(study: Study, kernels: Sequence[str], repeats: int, **setting) -> float:
+    """Requests a second that FCFS serves of a full queue under the first attention kernel: the unit that rates are told in. ``setting`` as in
+    ``scale.Setting``."""
+    table = measured(study, sweep("E1, capacity", RATE, [0.0], [ARMS["FCFS"]], study.engine, **setting), RATE, kernels[:1], repeats)
     return float(table[table["metric"] == "throughput"]["value"].median() / setting["decode_tokens"])
 
 
-def arriving(study: Study, rates: Sequence[float], arms: Sequence[str], cascade: Sequence[bool], repeats: int, **setting) -> pd.DataFrame:
-    """Rows of requests that arrive at an empty engine as a Poisson process, at each rate (in requests a second) under each arm. Raises
-    ValueError for rates that are not in ascending order."""
+def arriving(study: Study, rates: Sequence[float], arms: Sequence[str], kernels: Sequence[str], repeats: int, **setting) -> pd.DataFrame:
+    """Rows of requests that arrive at an empty engine as a Poisson process, at each rate (in requests a second) under each arm and the first
+    attention kernel; at the highest rate under the others, too. Raises ValueError for rates that are not in ascending order."""
     check_axes(1, rates=rates)
-    return measured(study, sweep("E1", RATE, rates, named(*arms), study.engine, **setting), cascade, repeats)
+    return measured(study, sweep("E1", RATE, rates, named(*arms), study.engine, **setting), RATE, kernels, repeats)
 
 
 def from_backlog(study: Study, backlogs: Sequence[int], rate: float, repeats: int, **setting) -> pd.DataFrame:
@@ -46,14 +47,28 @@ def elsewhere(study: Study, device: str, rates: Sequence[float], repeats: int, *
     return study.measure(sweep(f"E1, {device}", RATE, rates, named(*ELSEWHERE), device=device, **setting), repeats)
 
 
-def draw(study: Study, table: pd.DataFrame, capacity: float, name: str = "e1_request_rate") -> None:
-    """Throughput, and beside it what requests wait, against the rate, with FCFS's capacity as a grey line."""
+def draw(study: Study, runs: pd.DataFrame, capacity: float, name: str = "e1_request_rate") -> None:
+    """Throughput, and beside it what requests wait, against the rate under the first kernel, with FCFS's capacity as a grey line."""
+    table = comparing.judged(runs)
     figure = figures.lines_beside(table, comparing.BESIDE, RATE, "policy", "requests a second")
     for axes in figure.axes:
         axes.axvline(capacity, color="0.75", lw=4, zorder=0)
     setting = f"{_setting(table)}; grey line: what FCFS serves of a full queue; {figures.spread(comparing.repeats(table))}"
     caption = "Throughput and p99 time to first token against the request rate, Poisson arrivals (E1)."
     study.figure(figure, name, _finding(table, capacity), setting, caption)
+
+
+def draw_kernels(study: Study, runs: pd.DataFrame, judged: str) -> None:
+    """The highest rate under each kernel."""
+    highest = runs[runs[RATE] == max(runs[RATE])]
+    comparing.draw_kernels(
+        study,
+        highest,
+        judged,
+        "e1_kernels",
+        f"{_setting(highest)}, {highest[RATE].iloc[0]:g} requests a second",
+        "Throughput and p99 time to first token under each attention kernel at the highest rate, Poisson arrivals (E1).",
+    )
 
 
 def draw_elsewhere(study: Study, table: pd.DataFrame, device: str) -> None:
@@ -84,8 +99,9 @@ def draw_backlog(study: Study, begun: pd.DataFrame) -> None:
     )
 
 
-def verdict(study: Study, table: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame | None = None) -> None:
-    """E1 by the policy ``judged`` at the highest rate."""
+def verdict(study: Study, runs: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame | None = None) -> None:
+    """E1 by the policy ``judged`` at the highest rate under the first kernel."""
+    table = comparing.judged(runs)
     *slower, fastest = sorted(table[RATE].unique())
     rows = table[(table["metric"] == "mean batch") & (table["policy"] == "FCFS") & (table[RATE] == fastest)]["value"].median()
     others = [policy for policy in figures.in_order(table["policy"]) if policy not in ("FCFS", judged)]
@@ -105,7 +121,8 @@ def verdict(study: Study, table: pd.DataFrame, capacity: float, judged: str, beg
             f"{times(over(begun, BANDIT, backlog=few))}; group ids known, stopping: {times(over(begun, 'oracle (stop)', backlog=few))}; the default, to "
             f"which a queue of that length is a burst, in which it stops nothing: {times(over(begun, 'Feather', backlog=few))}."
         )
-    print(study.claim("E1", over(table, judged, requests_per_s=fastest), reason + comparing.kernel(study.engine)))
+    kernels = comparing.kernels(runs, lambda part: over(part, judged, requests_per_s=fastest))
+    print(study.claim("E1", over(table, judged, requests_per_s=fastest), reason + kernels))
 
 
 def verdict_elsewhere(study: Study, table: pd.DataFrame, device: str, judged: str) -> None:
@@ -118,8 +135,9 @@ def verdict_elsewhere(study: Study, table: pd.DataFrame, device: str, judged: st
     print(study.claim("E1", over(table, judged, requests_per_s=fastest), f"{reason}. The paper has no such device.", engine=engine))
 
 
-def found(table: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame | None = None) -> str:
-    """What was found, as Markdown."""
+def found(runs: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame | None = None) -> str:
+    """What was found, as Markdown; under the first kernel, where none is named."""
+    table = comparing.judged(runs)
     rates = sorted(table[RATE].unique())
     ratios = {rate: over(table, judged, requests_per_s=rate) for rate in rates}
     policy, where, ratio = comparing.best(table, RATE)
@@ -136,6 +154,7 @@ def found(table: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame
             f"{told(over(begun, PATIENT, backlog=few))} with {few} requests there and {told(over(begun, PATIENT, backlog=many))} with {many}; without its "
             f"floor {told(over(begun, FLOORLESS, backlog=few))} and {told(over(begun, FLOORLESS, backlog=many))}."
         )
+    lines.append(comparing.found_by_kernel(runs, f"{rates[-1] / capacity:.1f} times the capacity", requests_per_s=rates[-1]))
     lines.append(
         "**Transient or steady.** Below the capacity the stream is steady but for its beginning and its end. "
         + (

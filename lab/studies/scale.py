@@ -92,11 +92,10 @@ def sweep(
     return [_condition(figure, replace(Setting(**fixed), **{vary: value}), arm, engine) for value in values for arm in arms]
 
 
-def measured(study: Study, conditions: Sequence[Condition], cascade: Sequence[bool], repeats: int) -> pd.DataFrame:
-    """Measure the conditions under each choice of cascade attention and keep all rows; returned are those of the first choice, which is
-    the one that figures show and verdicts go by. The engine is left with it."""
-    table = study.measure(conditions, repeats, cascade=cascade)
-    return table[table["cascade"] == cascade[0]]
+def measured(study: Study, conditions: Sequence[Condition], vary: str, kernels: Sequence[str], repeats: int) -> pd.DataFrame:
+    """Rows of a sweep over ``vary`` under the first attention kernel, and of its last point, by which claims go, under the others, too."""
+    last = conditions[-1].parameters[vary]
+    return study.measure(conditions, repeats, kernels=kernels, beside=lambda one: one.parameters[vary] == last)
 
 
 def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) -> Condition:
@@ -114,7 +113,7 @@ def _condition(figure: str, setting: Setting, arm: Arm, given: Engine | None) ->
 
     told = asdict(setting)
     if given:
-        told = {name: value for name, value in told.items() if name not in ("model", "device", "kernel", "inside")}
+        told = {name: value for name, value in told.items() if name not in ("device", "kernel", "inside")} | {"model": engine.model}
     return Condition(arm.name, {"figure": figure, **told}, run, engine)
 
 

@@ -1,10 +1,12 @@
 """Claims about the shape of a curve: parts that hold or do not, and a ratio that stands for the curve."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from lab.stats import Ratio
+from lab.studies import comparing
 from lab.studies.study import Study
 
 
@@ -20,18 +22,32 @@ class Shape:
     """what the claim says of the curve, and whether it holds"""
     finding: str
     """what the figure shows, in a sentence without a full stop"""
+    kernels: str = ""
+    """under which attention kernel it was measured, and what the shape is under others: a sentence, or none"""
 
-    def claim(self, study: Study, claim_id: str, more: str = "") -> str:
-        """``Study.claim``, and under which kernel, where the engine has a choice."""
-        engine = study.engine
-        kernel = "" if engine.backend == "cpu" else f" Cascade attention {'on' if engine.cascade else 'off'}."
-        return study.claim(claim_id, self.ours, self.told + more + kernel, self.parts)
+    @property
+    def held(self) -> str:
+        return f"{sum(self.parts.values())} of {len(self.parts)} parts"
+
+    def claim(self, study: Study, claim_id: str) -> str:
+        return study.claim(claim_id, self.ours, f"{self.told} {self.kernels}".strip(), self.parts)
 
     def found(self, name: str) -> str:
         """The finding and the claim's parts, for a list in Markdown."""
-        held = sum(self.parts.values())
         parts = "; ".join(f"{part}: {'yes' if holds else 'no'}" for part, holds in self.parts.items())
-        return f"**{name}** {self.finding}. Of the paper's shape {held} of {len(self.parts)} parts hold ({parts})."
+        return f"**{name}** {self.finding}. Of the paper's shape {self.held} hold ({parts}). {self.kernels}".strip()
+
+
+def under_kernels(runs: pd.DataFrame, shape_of: Callable[[pd.DataFrame], Shape], parts: bool = True) -> Shape:
+    """The shape of the rows under the first attention kernel; what it is under the others stands beside it in words: its ratio and, where all
+    ``parts`` of the claim were measured there, how many hold."""
+    first, *others = runs["kernel"].unique()
+    shapes = {kernel: shape_of(comparing.under(runs, kernel)) for kernel in (first, *others)}
+    told = [
+        f"under the {kernel} kernel the ratio is {shapes[kernel].ours.median:.2f}×" + (f", and {shapes[kernel].held} hold" if parts else "")
+        for kernel in others
+    ]
+    return replace(shapes[first], kernels="; ".join([f"This is under the {first} kernel", *told]) + ".")
 
 
 def medians(table: pd.DataFrame, metric: str, by: str) -> pd.Series:

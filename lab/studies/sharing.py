@@ -1,47 +1,58 @@
 """M3, M4, M6: how throughput depends on how much is shared, among how many groups, in how many levels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from lab import figures
+from lab.claims import NOISE
 from lab.engines import Engine
 from lab.stats import Ratio
-from lab.studies import words
+from lab.studies import comparing, words
 from lab.studies.scale import check_axes, sweep
-from lab.studies.shapes import Shape, medians
+from lab.studies.shapes import Shape, medians, under_kernels
 from lab.studies.study import Study, compare
 
 
 class Curves:
-    """The three curves, measured under vLLM's own queue: what is the same in all of them."""
+    """The three curves, measured under vLLM's own queue: what is the same in all of them. Under the attention kernels after the first only
+    what they can change is measured: M3 as long as the KV cache holds the prefixes, and M6."""
 
-    def __init__(self, study: Study, batch: int, decode_tokens: int, cascade: Sequence[bool]):
-        self._study, self._batch, self._decode_tokens, self._cascade = study, batch, decode_tokens, cascade
+    def __init__(self, study: Study, batch: int, decode_tokens: int, kernels: Sequence[str]):
+        self._study, self._batch, self._decode_tokens, self._kernels = study, batch, decode_tokens, kernels
 
     def over_groups(
         self, groups: Sequence[int], prefix_tokens: int, requests: int, repeats: int, until: float | None = None
     ) -> tuple[pd.DataFrame, Shape]:
         """M3: rows and shape over the number of prefix groups; ``until`` as in the function of this name."""
-        table = self._measure("M3", "groups", groups, repeats, prefix_tokens=prefix_tokens, requests=requests)
         cached = prefixes_cached(self._study.engine, prefix_tokens, self._batch, self._decode_tokens)
-        return table, over_groups(table, groups, cached, until)
+        table = self._measure(
+            "M3", "groups", groups, repeats, lambda count: count <= max(cached, groups[1]), prefix_tokens=prefix_tokens, requests=requests
+        )
+        return table, under_kernels(table, lambda part: over_groups(part, sorted(part["groups"].unique()), cached, until), parts=False)
 
     def over_shared(self, shared: Sequence[float], prefix_tokens: int, requests: int, repeats: int) -> tuple[pd.DataFrame, Shape]:
         """M4: rows and shape over the share of the prefix that the requests of one group have in common."""
-        table = self._measure("M4", "shared", shared, repeats, groups=1, prefix_tokens=prefix_tokens, requests=requests)
-        return table, over_shared(table)
+        table = self._measure("M4", "shared", shared, repeats, lambda _: False, groups=1, prefix_tokens=prefix_tokens, requests=requests)
+        return table, under_kernels(table, over_shared)
 
     def over_levels(self, levels: Sequence[int], prefix_tokens: int, requests: int, repeats: int) -> tuple[pd.DataFrame, Shape]:
         """M6: rows and shape over the number of levels of the prefix tree, whatever their number ``prefix_tokens`` deep."""
-        table = self._measure("M6", "levels", levels, repeats, groups=1, prefix_tokens=prefix_tokens, requests=requests)
-        return table, over_levels(table, self._study.engine.cascade)
+        table = self._measure("M6", "levels", levels, repeats, lambda _: True, groups=1, prefix_tokens=prefix_tokens, requests=requests)
+        return table, under_kernels(table, lambda part: over_levels(part, part["kernel"].iloc[0] == "cascade"))
 
-    def _measure(self, figure: str, vary: str, values: Sequence, repeats: int, **fixed) -> pd.DataFrame:
-        """All rows are kept; those under the first choice of cascade attention are returned."""
+    def _measure(self, figure: str, vary: str, values: Sequence, repeats: int, beside: Callable, **fixed) -> pd.DataFrame:
+        """``beside``: the values that are measured under the other kernels, too."""
         check_axes(2, **{vary: values})
         conditions = sweep(figure, vary, values, engine=self._study.engine, batch=self._batch, decode_tokens=self._decode_tokens, **fixed)
-        table = self._study.measure(conditions, repeats, cascade=self._cascade)
-        return table[table["cascade"] == self._cascade[0]]
+        return self._study.measure(conditions, repeats, kernels=self._kernels, beside=lambda one: beside(one.parameters[vary]))
+
+
+def draw(table: pd.DataFrame, metric: str, vary: str, xlabel: str):
+    """A curve for each attention kernel."""
+    kernels = list(table["kernel"].unique())
+    several = {"hue": "kernel", "order": kernels} if len(kernels) > 1 else {"hue": None}
+    return figures.lines(table, metric, vary, xlabel=xlabel, ylabel=f"{metric}, tok/s", **several)
 
 
 def prefixes_cached(engine: Engine, prefix_tokens: int, batch: int, decode_tokens: int, suffix_tokens: int = 20) -> float:
@@ -104,7 +115,7 @@ def over_shared(table: pd.DataFrame) -> Shape:
 
 
 def over_levels(table: pd.DataFrame, cascade: bool = False) -> Shape:
-    """M6: decode throughput does not depend on the number of levels of the prefix tree. ``cascade``: whether cascade attention was on."""
+    """M6: decode throughput does not depend on the number of levels of the prefix tree. ``cascade``: whether that is the kernel."""
     levels = sorted(int(count) for count in table["levels"].unique())
 
     def ratio(of: int, to: int) -> Ratio:
@@ -113,20 +124,21 @@ def over_levels(table: pd.DataFrame, cascade: bool = False) -> Shape:
     first, later = ratio(levels[0], levels[1]), ratio(levels[1], levels[-1])
     told = f"{levels[1]} levels over {levels[-1]}; {levels[0]} level over {levels[1]}: {first.median:.2f}×."
     if cascade:
-        told += f" Cascade attention covers only what all requests share, of {levels[-1]} levels the first."
-    parts = {"the same within 10 % from 2 levels on": abs(later.median - 1) < 0.1, "and at 1": abs(first.median - 1) < 0.1}
+        told += f" The cascade kernel covers only what all requests share, of {levels[-1]} levels the first."
+    parts = {
+        f"the same within {100 * NOISE:.0f} % from 2 levels on": abs(later.median - 1) <= NOISE,
+        "and at 1": abs(first.median - 1) <= NOISE,
+    }
     finding = (
-        f"Levels of the prefix tree change less than 10 %: {words.change(ratio(levels[-1], levels[0]))} from {levels[0]} to {levels[-1]}"
-        if all(parts.values())
-        else f"Decode throughput: {words.change(ratio(levels[1], levels[0]))} from {levels[0]} level to {levels[1]}, "
-        f"{words.change(ratio(levels[-1], levels[1]))} from there to {levels[-1]}"
+        f"{'No difference above the noise' if all(parts.values()) else 'Decode throughput'}: {words.change(ratio(levels[1], levels[0]))} from "
+        f"{levels[0]} level of the prefix tree to {levels[1]}, {words.change(ratio(levels[-1], levels[1]))} from there to {levels[-1]}"
     )
     return Shape(later, told, parts, finding)
 
 
 def found(over_groups: Shape, over_shared: Shape, over_levels: Shape, m3: pd.DataFrame) -> str:
     """What was found, as Markdown. ``m3``: the rows over the number of groups."""
-    hits = medians(m3, "prefix hits", "groups")
+    hits = medians(comparing.judged(m3), "prefix hits", "groups")
     return words.bullets([
         over_groups.found("Groups (M3)."),
         f"**The prefix cache** gives {100 * hits.iloc[0]:.0f} % of the prompt tokens at {hits.index[0]} group and {100 * hits.iloc[-1]:.0f} % at {hits.index[-1]}: "

@@ -9,6 +9,7 @@ from lab import figures
 from lab.engines.arms import APART, ARMS, Arm
 from lab.figures.ratios import ratio_panels
 from lab.stats import Ratio
+from lab.studies import comparing
 from lab.studies.evaluation import over_chunk_sizes, over_groups
 from lab.studies.study import Condition, Study, compare
 from lab.workloads import even_sizes, grouped, make_prefixes
@@ -79,9 +80,10 @@ def in_closed_loop(engine, prefixes: list, requests: int, decode_tokens, arms: S
 # -- tree, chunk size and the authors' rule, on a queue that drains ----------------------------------------------------
 
 
-def drain(study: Study, sizes: Sizes, chunk_sizes: Sequence[int], repeats: int) -> pd.DataFrame:
-    """A full queue under the tree with chunks of each size, under the threshold rule, and under the radix tree's policies. Raises
-    ValueError where the default chunk is not among the sizes, RuntimeError where the prefix cache was not warm."""
+def drain(study: Study, sizes: Sizes, chunk_sizes: Sequence[int], kernels: Sequence[str], repeats: int) -> pd.DataFrame:
+    """A full queue under the tree with chunks of each size, under the threshold rule, and under the radix tree's policies, with the first attention
+    kernel; the tree with the default chunk and the threshold rule under the others, too. Raises ValueError where the default chunk is not among
+    the sizes, RuntimeError where the prefix cache was not warm."""
     if CHUNK not in chunk_sizes:
         raise ValueError(f"chunk_sizes={list(chunk_sizes)} must contain {CHUNK}, which the others are held against")
     study.engine.use_batch(sizes.queue_batch)
@@ -89,27 +91,36 @@ def drain(study: Study, sizes: Sizes, chunk_sizes: Sequence[int], repeats: int) 
     study.engine.warm(prefixes)
     conditions = over_chunk_sizes(study.engine, prefixes, chunk_sizes, sizes.queue_requests, sizes.decode_tokens)
     conditions += over_groups(study.engine, prefixes, [len(prefixes)], sizes.queue_requests, sizes.decode_tokens, arms=[RULE, *RADIX])
-    table = study.measure(conditions, repeats)
+
+    def is_judged(one: Condition) -> bool:
+        return one.policy == RULE or one.policy == ORDER and one.parameters["chunk_size"] == CHUNK
+
+    table = study.measure(conditions, repeats, kernels=kernels, beside=is_judged)
     if (hits := table[table["metric"] == "prefix hits"]["value"].min()) <= 0.9:
         raise RuntimeError(f"only {hits:.0%} of a run's prompt tokens were found in the prefix cache, which was to be warm")
     return table
 
 
-def over_the_tree(table: pd.DataFrame) -> dict[str, Ratio]:
-    """The threshold rule and the radix tree's policies over never stopping with the default chunk."""
-    return {name: compare(table, "throughput", of={"policy": name}, to={"policy": ORDER, "chunk_size": CHUNK}) for name in (RULE, *RADIX)}
+def over_the_tree(runs: pd.DataFrame) -> dict[str, Ratio]:
+    """The threshold rule and the radix tree's policies over never stopping with the default chunk, under the first kernel."""
+    table = comparing.judged(runs)
+    return {name: _over_order(table, name) for name in (RULE, *RADIX)}
 
 
-def over_the_default_chunk(table: pd.DataFrame) -> dict[int, Ratio]:
-    """Chunk size → throughput over that with the default chunk, up to the paper's 1024 tokens."""
-    own = table[table["policy"] == ORDER]
+def _over_order(table: pd.DataFrame, policy: str) -> Ratio:
+    return compare(table, "throughput", of={"policy": policy}, to={"policy": ORDER, "chunk_size": CHUNK})
+
+
+def over_the_default_chunk(runs: pd.DataFrame) -> dict[int, Ratio]:
+    """Chunk size → throughput over that with the default chunk, up to the paper's 1024 tokens, under the first kernel."""
+    own = comparing.judged(runs[runs["policy"] == ORDER])
     found = sorted(int(size) for size in own["chunk_size"].unique() if size <= 1024)
     return {size: compare(own, "throughput", of={"chunk_size": size}, to={"chunk_size": CHUNK}) for size in found}
 
 
 def chunk_figures(study: Study, table: pd.DataFrame, sizes: Sizes) -> None:
     """Throughput, and time inside the queue, over the chunk size."""
-    own = table[table["policy"] == ORDER].astype({"chunk_size": int})
+    own = comparing.judged(table[table["policy"] == ORDER]).astype({"chunk_size": int})
     repeats = own["repeat"].nunique()
     size, worst = min(over_the_default_chunk(table).items(), key=lambda item: item[1].median)
     setting = f"{ORDER} · {sizes.queue} · {figures.spread(repeats)}"
@@ -136,12 +147,14 @@ def claim(study: Study, table: pd.DataFrame) -> str:
     """E9: the worst chunk size, and the claim's parts."""
     over, flat = over_the_tree(table), over_the_default_chunk(table)
     worst = min(flat.values(), key=lambda found: found.median)
+    (first, _), *others = comparing.by_kernel(table, lambda part: _over_order(part, RULE)).items()
     radix = max((over[name] for name in RADIX), key=lambda found: found.median)  # the better of the radix tree's orders
     return study.claim(
         "E9", worst,
         f"The number is the worst chunk size from 1 to 1024 against {CHUNK}. Over Feather (never stop): threshold rule {over[RULE].median:.2f}×, "
         f"LPM on a radix tree {over['LPM'].median:.2f}×, DFS-weight {over['DFS-weight'].median:.2f}×. Every prefix is cached and equally long here, so "
-        "that LPM has nothing to order by.",
+        f"that LPM has nothing to order by. This is under the {first} kernel"
+        + "".join(f"; the threshold rule under the {kernel} kernel: {rule.median:.2f}×" for kernel, rule in others) + ".",
         parts={
             "radix tree lower": radix.high < 1,
             "no stopping lower": over[RULE].low > 1,
@@ -153,30 +166,32 @@ def claim(study: Study, table: pd.DataFrame) -> str:
 # -- order and stopping, in closed loop --------------------------------------------------------------------------------
 
 
-def apart(study: Study, sizes: Sizes, repeats: int) -> pd.DataFrame:
-    """Order and stopping, each alone, both and neither, with equal and unequal lengths; the column "case" tells which. Raises RuntimeError
-    where a batch that stops strictly held more than one group."""
-    table = _closed(study, sizes, sizes.lengths, APART, repeats)
+def apart(study: Study, sizes: Sizes, kernels: Sequence[str], repeats: int) -> pd.DataFrame:
+    """Order and stopping, each alone, both and neither, with equal and unequal lengths under the first attention kernel, and with unequal ones
+    under the others, too; the column "case" tells which lengths. Raises RuntimeError where a batch that stops strictly held more than one group."""
+    *equal, (case, unequal) = sizes.lengths.items()
+    tables = [_closed(study, sizes, name, decode, APART, kernels[:1], repeats) for name, decode in equal]
+    table = pd.concat([*tables, _closed(study, sizes, case, unequal, APART, kernels, repeats)], ignore_index=True)
     groups = table[(table["metric"] == "groups per batch") & table["policy"].isin([STOPPING, BOTH])]
     if (most := groups["value"].max()) >= 1.5:
         raise RuntimeError(f"batches that stop strictly held {most:.1f} groups on average, not one")
     return table
 
 
-def deciders(study: Study, sizes: Sizes, repeats: int) -> pd.DataFrame:
-    """The policies that decide when to stop, and both oracles, with unequal lengths."""
+def deciders(study: Study, sizes: Sizes, kernels: Sequence[str], repeats: int) -> pd.DataFrame:
+    """The policies that decide when to stop, and both oracles, with unequal lengths under the first kernel."""
     case, decode = list(sizes.lengths.items())[-1]
-    return _closed(study, sizes, {case: decode}, [ARMS[name] for name in DECIDERS], repeats, decides=True)
+    return _closed(study, sizes, case, decode, [ARMS[name] for name in DECIDERS], kernels[:1], repeats, decides=True)
 
 
-def _closed(study: Study, sizes: Sizes, lengths: dict, arms: Sequence[Arm], repeats: int, **told) -> pd.DataFrame:
+def _closed(
+    study: Study, sizes: Sizes, case: str, decode: int | tuple[int, int], arms: Sequence[Arm], kernels: Sequence[str], repeats: int, **told
+) -> pd.DataFrame:
     study.engine.use_batch(sizes.loop_batch)
     prefixes = make_prefixes(sizes.prefix_groups, sizes.prefix_tokens)
     study.engine.warm(prefixes)
-    return pd.concat(
-        study.measure(in_closed_loop(study.engine, prefixes, sizes.loop_requests, decode, arms, **told), repeats).assign(case=case)
-        for case, decode in lengths.items()
-    )
+    conditions = in_closed_loop(study.engine, prefixes, sizes.loop_requests, decode, arms, **told)
+    return study.measure(conditions, repeats, kernels=kernels).assign(case=case)
 
 
 def over_fcfs(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,8 +200,8 @@ def over_fcfs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def apart_figure(study: Study, table: pd.DataFrame, sizes: Sizes) -> None:
-    """Order, stopping and both over FCFS, a panel for each case."""
-    ratios = over_fcfs(table)
+    """Order, stopping and both over FCFS, a panel for each case, under the first kernel; then unequal lengths under each kernel."""
+    ratios = over_fcfs(comparing.judged(table))
     at = ratios.set_index(["policy", "case"])["median"]
     parts = {"order alone": ORDER, "stopping alone": STOPPING, "both": BOTH}
     told = "; ".join(f"{part} {' and '.join(f'{at[name, case]:.2f}×' for case in sizes.lengths)}" for part, name in parts.items())
@@ -197,12 +212,21 @@ def apart_figure(study: Study, table: pd.DataFrame, sizes: Sizes) -> None:
         f"{sizes.loop} · panels: decode tokens · {figures.spread(ratios['repeats'].max())}",
         "Throughput over first come, first served of the tree's order without stopping, of stopping without the order, and of both (E9).",
     )
+    case = list(sizes.lengths)[-1]
+    comparing.draw_kernels(
+        study,
+        table[table["case"] == case],
+        ORDER,
+        "e9_kernels",
+        f"{sizes.loop}, {case}",
+        "Throughput and p99 time to first token in a closed loop under each attention kernel: order, stopping, both and neither (E9).",
+    )
 
 
 def composition(table: pd.DataFrame) -> pd.DataFrame:
-    """What the batches looked like: medians by case and policy."""
+    """What the batches looked like: medians by kernel, case and policy."""
     chosen = table[table["metric"].isin(["mean batch", "groups per batch", "like neighbours", "stopped", "time to first token, p99"])]
-    return chosen.pivot_table(index=["case", "policy"], columns="metric", values="value", aggfunc="median")
+    return chosen.pivot_table(index=["kernel", "case", "policy"], columns="metric", values="value", aggfunc="median")
 
 
 def _oracle(table: pd.DataFrame) -> str:
@@ -229,13 +253,19 @@ def found_in_words(drained: pd.DataFrame, parted: pd.DataFrame, decided: pd.Data
     over, flat = over_the_tree(drained), over_the_default_chunk(drained)
     size, worst = min(flat.items(), key=lambda item: item[1].median)
     lines = []
-    for case, part in parted.groupby("case", sort=False):
+    for case, part in comparing.judged(parted).groupby("case", sort=False):
         order = compare(part, "throughput", of={"policy": ORDER}, to={"policy": "FCFS"})
         alone = compare(part, "throughput", of={"policy": STOPPING}, to={"policy": "FCFS"})
         more = compare(part, "throughput", of={"policy": BOTH}, to={"policy": ORDER})
         lines.append(
             f"* **Order and stopping, {case}.** Over FCFS the order alone gives {_times(order)}, stopping alone {_times(alone)}. Strict stopping on top of "
             f"the order {_effect(more)}: {_times(more)} over the order alone."
+        )
+    for kernel in parted["kernel"].unique()[1:]:
+        part = comparing.under(parted, kernel)
+        order, alone, both = (compare(part, "throughput", of={"policy": name}, to={"policy": "FCFS"}) for name in (ORDER, STOPPING, BOTH))
+        lines.append(
+            f"* **Under the {kernel} kernel**, {case}: order alone {_times(order)}, stopping alone {_times(alone)}, both {_times(both)} over FCFS."
         )
     best = _oracle(decided)
     default, oracle = (compare(decided, "throughput", of={"policy": "Feather"}, to={"policy": name}) for name in (ORDER, best))
@@ -245,7 +275,7 @@ def found_in_words(drained: pd.DataFrame, parted: pd.DataFrame, decided: pd.Data
         f"{_times(over['DFS-weight'])}. There the threshold rule {_effect(over[RULE])}: {_times(over[RULE])} over never stopping.",
         f"* **Chunk size.** The worst, {size} tokens, gives {_times(worst)} over {CHUNK} tokens.",
         "",
-        f"Medians of {worst.repeats} interleaved runs with 95 % intervals.",
+        f"Medians of {worst.repeats} interleaved runs with 95 % intervals; under the {parted['kernel'].iloc[0]} kernel, where none is named.",
     ]
     return "\n".join(lines)
 

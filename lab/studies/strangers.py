@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from lab import figures
 from lab.engines import Engine
 from lab.engines.arms import ARMS
 from lab.stats import Ratio
-from lab.studies import words
+from lab.studies import comparing, words
 from lab.studies.study import Condition, Study, compare
 from lab.workloads import grouped, make_prefixes
 
@@ -19,49 +20,57 @@ def divergence(engine: Engine, prefixes: list, batch: int, divergent: Sequence[i
     """One batch of ``batch`` requests on two prefixes, ``divergent`` of them on the second; in shuffled rows, and
     with the rows of each prefix side by side."""
 
-    def condition(second: int, rows: str) -> Condition:
+    def condition(second: int, arranged: str) -> Condition:
         def run(seed: int):
             sizes = [batch - second, second]
-            return engine.run(grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, shuffled=rows == "shuffled"), _FCFS)
+            return engine.run(grouped(prefixes, sizes, seed, decode_tokens=decode_tokens, shuffled=arranged == "shuffled"), _FCFS)
 
         parameters = {
             "divergent": second,
-            "rows": rows,
+            "arranged": arranged,
             "requests": batch,
             "prefix tokens": len(prefixes[0]),
             "decode tokens": decode_tokens,
         }
         return Condition(_FCFS.name, parameters, run)
 
-    mixed = [condition(second, rows) for second in divergent if second for rows in ("shuffled", "side by side")]
+    mixed = [condition(second, arranged) for second in divergent if second for arranged in ("shuffled", "side by side")]
     return [condition(0, "shuffled"), *mixed]
 
 
 def measure(
-    study: Study, prefix_tokens: int, batch: int, divergent: Sequence[int], decode_tokens: int, cascade: Sequence[bool], repeats: int
+    study: Study, prefix_tokens: int, batch: int, divergent: Sequence[int], decode_tokens: int, kernels: Sequence[str], repeats: int
 ) -> pd.DataFrame:
-    """The rows of ``divergence`` with a warm prefix cache, under each choice of cascade attention.
+    """The rows of ``divergence`` with a warm prefix cache, under each attention kernel.
 
     Raises ValueError unless ``divergent`` begins with 0 and 1, RuntimeError where a batch was composed otherwise than asked."""
     if list(divergent[:2]) != [0, 1] or max(divergent) > batch:
         raise ValueError(f"divergent={list(divergent)} must begin with 0 and 1, and be at most the batch of {batch}")
     prefixes = make_prefixes(2, prefix_tokens)
     study.engine.warm(prefixes)
-    table = study.measure(divergence(study.engine, prefixes, batch, divergent, decode_tokens), repeats, cascade=cascade)
+    table = study.measure(divergence(study.engine, prefixes, batch, divergent, decode_tokens), repeats, kernels=kernels)
     for row in table[table["metric"] == "groups per batch"].itertuples():
         if (row.value > 1) is not (0 < row.divergent < batch):
             raise RuntimeError(f"{row.divergent} of {batch} requests on the second prefix ran as {row.value:g} groups a batch")
     return table
 
 
-def curves(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows for a figure: a curve for each order of the rows, with and without cascade attention. A homogeneous batch is the first
-    point of both orders."""
-    pure = table[table["divergent"] == 0]
-    told = pd.concat([table, pure.assign(rows="side by side")], ignore_index=True)
-    if told["cascade"].nunique() == 1:
-        return told
-    return told.assign(rows=told["rows"] + told["cascade"].map({True: ", cascade kernel", False: ", paged kernel"}))
+def draw(study: Study, runs: pd.DataFrame) -> None:
+    """Decode throughput against the strangers, a panel a kernel, a curve for each order of the rows. A homogeneous batch is the first point of
+    both orders."""
+    batch, tokens = comparing.settings(runs, "requests", "prefix tokens")
+    pure = runs[runs["divergent"] == 0]
+    told = pd.concat([runs, pure.assign(arranged="side by side")], ignore_index=True).rename(columns={"arranged": "requests of a prefix"})
+    study.figure(
+        figures.lines_by_kernel(
+            told, "decode throughput", "divergent", "requests of a prefix", "requests on the second prefix", "decode throughput, tok/s"
+        ),
+        "m1_prefix_homogeneity",
+        finding(runs) + comparing.where(runs),
+        f"One batch of {batch} on two prefixes of {tokens} tokens, run to its end · {figures.spread(comparing.repeats(runs))}",
+        "Decode throughput of one batch as more of it moves to a second prefix, its requests shuffled or each prefix's side by side (M1).",
+        rows=runs,
+    )
 
 
 class Costs(NamedTuple):
@@ -78,13 +87,12 @@ class Costs(NamedTuple):
     batch: int
 
 
-def costs(table: pd.DataFrame, cascade: bool) -> Costs:
-    """What strangers cost, with cascade attention on or off."""
-    table = table[table["cascade"] == cascade]
+def costs(table: pd.DataFrame) -> Costs:
+    """What strangers cost under one kernel."""
     most = int(table["divergent"].max())
 
     def ratio(of: tuple, to: tuple) -> Ratio:
-        return compare(table, "decode throughput", *({"divergent": count, "rows": rows} for count, rows in (of, to)))
+        return compare(table, "decode throughput", *({"divergent": count, "arranged": arranged} for count, arranged in (of, to)))
 
     return Costs(
         ratio((0, "shuffled"), (1, "shuffled")),
@@ -95,9 +103,9 @@ def costs(table: pd.DataFrame, cascade: bool) -> Costs:
     )
 
 
-def finding(table: pd.DataFrame, cascade: bool) -> str:
-    """What the figure shows, in a sentence."""
-    one, most, _, strangers, batch = costs(table, cascade)
+def finding(runs: pd.DataFrame) -> str:
+    """What the figure shows of the first kernel, in a sentence."""
+    one, most, _, strangers, batch = costs(comparing.judged(runs))
     told = f"One stranger among {batch} costs {words.loss(one)}"
     if words.differs(one) and one.median > 1:
         told += ": a cliff" if one.median >= 1.6 else ": a step, but not one half"
@@ -106,42 +114,39 @@ def finding(table: pd.DataFrame, cascade: bool) -> str:
     return f"{told}; {strangers} cost {words.loss(most)}"
 
 
-def claim(study: Study, table: pd.DataFrame, cascade: Sequence[bool]) -> str:
-    """M1: the first stranger, judged under the first choice of cascade attention."""
-    one, most, rows, strangers, batch = costs(table, cascade[0])
-    if study.engine.backend == "cpu":
-        kernels = "Cascade attention, the kernel that runs only when all rows share a prefix, is not there: a CPU has none."
-    else:
-        kernels = f"Cascade attention runs only when all rows share a prefix; {_by_kernel(table, cascade)}."
+def claim(study: Study, runs: pd.DataFrame) -> str:
+    """M1: the first stranger, judged under the first kernel."""
+    one, most, rows, strangers, batch = costs(comparing.judged(runs))
     return study.claim(
         "M1",
         one,
         f"One stranger among {batch} costs {words.loss(one)}, {strangers} of them {words.loss(most)} in shuffled rows; "
-        f"side by side those {strangers} run {rows.median:.2f}× as fast as shuffled. {kernels} "
-        "The claim's other half, more DRAM bandwidth when homogeneous, needs a GPU's counters: python -m benchmarks.decode_attention --counters.",
+        f"side by side those {strangers} run {rows.median:.2f}× as fast as shuffled."
+        + comparing.kernels(runs, lambda table: costs(table).one)
+        + _shared_once(runs)
+        + " The claim's other half, more DRAM bandwidth when homogeneous, needs a GPU's counters: python -m benchmarks.decode_attention --counters.",
     )
 
 
-def _by_kernel(table: pd.DataFrame, cascade: Sequence[bool]) -> str:
-    pure = table[(table["metric"] == "cascade steps") & (table["divergent"] == 0)].groupby("cascade")["value"].median()
-    return "; ".join(
-        f"with cascade attention {'on' if on else 'off'}: {costs(table, on).one}, its kernel in {100 * pure[on]:.0f} % of the homogeneous batch's steps"
-        for on in cascade
-    )
+def _shared_once(runs: pd.DataFrame) -> str:
+    """In how many steps the kernels that can computed a shared prefix once."""
+    steps = runs[(runs["metric"] == "cascade steps") & runs["divergent"].isin((0, 1))].groupby(["kernel", "divergent"])["value"].median()
+    return "".join(
+        f" The {kernel} kernel computed a shared prefix once in {100 * steps[kernel, 0]:.0f} % of the homogeneous batch's steps, and in "
+        f"{100 * steps[kernel, 1]:.0f} % with one stranger."
+        for kernel in runs["kernel"].unique() if kernel != "paged"
+    )  # fmt: skip
 
 
-def found(table: pd.DataFrame, cascade: Sequence[bool]) -> str:
+def found(runs: pd.DataFrame) -> str:
     """What was found, as Markdown."""
-    one, most, rows, strangers, batch = costs(table, cascade[0])
-    points = [
-        f"**The first stranger** among {batch} costs {words.loss(one)} of decode throughput (homogeneous over one stranger: {one})."
-        + (" Two equal runs may differ by as much." if abs(one.median - 1) <= words.NOISE else ""),
-        f"**{strangers} strangers** cost {words.loss(most)}, in shuffled rows ({most}).",
-        f"**Where the rows sit**: with each prefix's rows side by side the same {strangers} strangers run {words.speed(rows)} as shuffled"
-        + (", so part of the cost is who sits beside whom." if words.differs(rows) and rows.median > 1 else "."),
-    ]
-    points += [
-        f"**With cascade attention {'on' if on else 'off'}** the first stranger costs {words.loss(costs(table, on).one)}."
-        for on in cascade[1:]
-    ]
-    return words.bullets(points)
+    points = []
+    for kernel in runs["kernel"].unique():
+        one, most, rows, strangers, batch = costs(comparing.under(runs, kernel))
+        points.append(
+            f"**Under the {kernel} kernel** the first stranger among {batch} costs {words.loss(one)} (decode throughput, homogeneous over one stranger: "
+            f"{one}{'; two equal runs may differ by as much' if abs(one.median - 1) <= words.NOISE else ''}), {strangers} strangers {words.loss(most)}. With "
+            f"each prefix's rows side by side these {strangers} run {words.speed(rows)} as shuffled"
+            + (", so part of the cost is who sits beside whom." if words.differs(rows) and rows.median > 1 else ".")
+        )
+    return words.bullets([*points, _shared_once(runs).strip()])

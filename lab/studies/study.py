@@ -18,9 +18,10 @@ from lab.engines.run import Run
 from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
 from lab.stats import Ratio, ratio
+from lab.studies import words
 
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
-           "backend", "device", "engine", "revision", "time"]  # fmt: skip
+           "backend", "kernel", "rows", "device", "engine", "revision", "time"]  # fmt: skip
 
 DPI = 150  # of the figures as PNG
 
@@ -35,20 +36,23 @@ class Condition:
     """seed → run; conditions given the same seed get the same requests"""
     engine: Engine | None = None
     """what it runs on, where a study has several engines"""
+    kernel: str | None = None
+    """the attention kernel that it runs under; None: as the engine is set"""
 
 
-def under_cascade(conditions: Sequence[Condition], engine: Engine, choices: Sequence[bool]) -> list[Condition]:
-    """Every condition with cascade attention on or off, as ``choices`` say, told apart by the parameter "cascade". Raises
-    ValueError (when run) where it is to be on and the engine has no such kernel."""
-
-    def switched(condition: Condition, on: bool) -> Condition:
-        def run(seed: int) -> Run:
-            engine.use_cascade(on)
-            return condition.run(seed)
-
-        return replace_fields(condition, parameters={**condition.parameters, "cascade": on}, run=run, engine=engine)
-
-    return [switched(condition, on) for on in choices for condition in conditions]
+def under_kernels(
+    conditions: Sequence[Condition], kernels: Sequence[str], beside: Callable[[Condition], bool] | None = None
+) -> list[Condition]:
+    """Every condition under the first attention kernel, and under the others those for which ``beside`` is true; None: all. Raises
+    ValueError for no kernel, or one twice."""
+    if not kernels or len(set(kernels)) < len(kernels):
+        raise ValueError(f"kernels={list(kernels)} must name at least one attention kernel, and each once")
+    return [
+        replace_fields(condition, kernel=kernel)
+        for kernel in kernels
+        for condition in conditions
+        if kernel == kernels[0] or beside is None or beside(condition)
+    ]
 
 
 class Study:
@@ -81,28 +85,40 @@ class Study:
         """Where its numbers come from, with the engine as it is set now."""
         return _provenance(self.engine) if self.engine else machine.provenance(self._backend) | self._told
 
-    def measure(self, conditions: Sequence[Condition], repeats: int, seed: int = 1, cascade: Sequence[bool] | None = None) -> pd.DataFrame:
+    def measure(
+        self,
+        conditions: Sequence[Condition],
+        repeats: int,
+        seed: int = 1,
+        kernels: Sequence[str] | None = None,
+        beside: Callable[[Condition], bool] | None = None,
+    ) -> pd.DataFrame:
         """Run every condition once per repeat, in an order drawn anew for each (so that no condition always follows the
-        same other), after one run that is thrown away. Returns the rows of this call. ``cascade``: with vLLM's cascade attention on or
-        off, as its values say, each in rows of its own (``under_cascade``); afterwards the engine is set to the first of them.
+        same other), after one run that is thrown away. Returns the rows of this call. ``kernels``: under each of these attention kernels, in
+        rows of its own, and the rows returned in their order; afterwards the engine is set to the first of them. ``beside``: which conditions run
+        under the others, too (``under_kernels``). The rows of the batch are ordered as the engine is set to.
 
-        Raises ValueError where two conditions could not be told apart in the rows, or there is nothing to run."""
-        if cascade is not None:
-            table = self.measure(under_cascade(conditions, self.engine, cascade), repeats, seed)
-            self.engine.use_cascade(cascade[0])
-            return table
+        Raises ValueError where two conditions could not be told apart in the rows, there is nothing to run, or the engine lacks a kernel."""
+        if kernels is not None:
+            for kernel in reversed(kernels):  # before anything runs, so that one that is not there costs no time
+                self._use(kernel, self.engine)
+            table = self.measure(under_kernels(conditions, kernels, beside), repeats, seed)
+            self._use(kernels[0], self.engine)
+            return table.sort_values("kernel", key=lambda names: names.map(list(kernels).index), kind="stable", ignore_index=True)
         check_repeats(repeats)
         if not conditions:
             raise ValueError("there is no condition to measure: a list of values is empty")
         for condition in conditions:
-            name = (condition.policy, json.dumps(condition.parameters))
+            engine = condition.engine or self.engine
+            setting = (condition.kernel or engine.kernel, engine.sorted_rows) if engine else None
+            name = (condition.policy, json.dumps(condition.parameters), setting)
             if name in self._measured:
                 raise ValueError(f"{name[0]} with {name[1]} has been measured already: its parameters must tell it apart")
             self._measured.add(name)
         first = len(self._rows)
         order = np.random.default_rng(seed)
         if getattr(conditions[0].engine or self.engine, "warms_up", True):
-            conditions[0].run(seed + repeats)  # requests of its own: no repeat may find them in the prefix cache
+            self._run(conditions[0], seed + repeats)  # requests of its own: no repeat may find them in the prefix cache
         with tqdm(total=repeats * len(conditions), desc=self.name, unit="run", mininterval=1) as bar:
             for repeat in range(repeats):
                 for index in order.permutation(len(conditions)):
@@ -111,8 +127,18 @@ class Study:
         return self.rows(first)
 
     def _record(self, condition: Condition, repeat: int, seed: int) -> None:
-        for metric, (value, unit) in condition.run(seed).metrics().items():
+        for metric, (value, unit) in self._run(condition, seed).metrics().items():
             self.row(condition.policy, condition.parameters, metric, value, unit, repeat, seed, condition.engine)
+
+    def _run(self, condition: Condition, seed: int) -> Run:
+        if condition.kernel:
+            self._use(condition.kernel, condition.engine or self.engine)
+        return condition.run(seed)
+
+    @staticmethod
+    def _use(kernel: str, engine: Engine) -> None:
+        if kernel != engine.kernel:
+            engine.use_kernel(kernel, engine.sorted_rows)
 
     def row(self, policy: str, parameters: dict, metric: str, value: float, unit: str, repeat: int, seed: int = 0,
             engine: Engine | None = None) -> None:  # fmt: skip
@@ -131,6 +157,8 @@ class Study:
                 "repeat": repeat,
                 "seed": seed,
                 **provenance,
+                "kernel": engine.kernel if engine else "",
+                "rows": _rows(engine) if engine else "",
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }  # fmt: skip
         )
@@ -198,11 +226,14 @@ class Study:
         engine = engine or self.engine
         if measured:
             provenance = _provenance(engine) if engine else self.provenance
+            kernels = engine.kernel if engine else ""
             if rows is not None:
-                told = rows.loc[:, ~rows.columns.duplicated()]  # a parameter may have the name of one of COLUMNS, which come first
-                provenance = {**provenance, **{name: " and ".join(told[name].unique()) for name in ("device", "engine")}}
+                kernels = words.listed(rows["kernel"].unique())
+                devices = [device.removesuffix(f", {of} attention") for device, of in zip(rows["device"], rows["kernel"])]
+                provenance |= {"device": words.listed(dict.fromkeys(devices)), "engine": words.listed(rows["engine"].unique())}
             sign(figure, provenance)
-            setting += f" · {HOW[provenance['backend']]}" + (f", {engine.kernel} attention" if engine and kernel else "")
+            setting += f" · {HOW[provenance['backend']]}" + (f", {kernels} attention" if kernels and kernel else "")
+            setting += ", rows sorted by prefix" if engine and engine.sorted_rows else ""
         headline(figure, finding, setting)
         for suffix in ("png", "pdf"):
             figure.savefig(self.out / "figures" / f"{name}.{suffix}", bbox_inches="tight", dpi=DPI)
@@ -243,14 +274,27 @@ def check_repeats(repeats: int) -> None:
         raise ValueError(f"repeats={repeats} must be at least 1")
 
 
+def _rows(engine: Engine) -> str:
+    """What decides the order of rows in the batch."""
+    return "prefix" if engine.sorted_rows else "engine"
+
+
 def _provenance(engine: Engine) -> dict[str, str]:
     return machine.provenance(engine.backend, engine.device_name, engine.engine_version)
 
 
+def read(path: str | Path) -> pd.DataFrame:
+    """Tidy rows as they were written. A revision stays text, also one that has no letter in it."""
+    return pd.read_csv(path, dtype={"revision": str})
+
+
 def frame(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table whose parameters are columns of their own."""
+    """Rows as a table whose parameters are columns of their own. A parameter that has the name of one of ``COLUMNS`` stands in that column where the
+    row says nothing there itself, as rows do that were kept before there was such a column."""
     table = pd.DataFrame(rows, columns=COLUMNS)
     parameters = pd.DataFrame([json.loads(text) for text in table["parameters"]], index=table.index)
+    for name in parameters.columns.intersection(table.columns):
+        table[name] = table[name].where(table[name].notna() & (table[name] != ""), parameters.pop(name))
     return pd.concat([table, parameters], axis=1)
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lab.machine import speak_any_locale
 from lab.workloads.fetch import fetch
 from lab.workloads.sources import SOURCES, folder, source
 
@@ -39,4 +40,5 @@ def show(where: Path) -> None:
 
 
 if __name__ == "__main__":
+    speak_any_locale()
     sys.exit(main(sys.argv[1:]))

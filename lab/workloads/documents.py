@@ -1,13 +1,13 @@
 """Data sets of questions about long documents: L-Eval and LongBench. What requests share is the document."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lab.workloads.arrivals import arrivals
-from lab.workloads.lines import DataError, json_lines
+from lab.workloads.lines import Wrong, read_json
 from lab.workloads.text import encode
 from lab.workloads.workload import FIRST_TOKEN, VOCABULARY, Prompt, Workload
 
@@ -21,36 +21,64 @@ class Document:
     answers: list[str]
 
 
-def read_leval(path: Path) -> list[Document]:
-    """A task of L-Eval (arXiv 2307.11088): a document a line, with its questions and answers. Raises DataError."""
-    documents = []
-    for line, record in json_lines(path, {"input": str, "instructions": list, "outputs": list}):
-        document = Document(record["input"], record["instructions"], record["outputs"])
-        if not document.text.strip():
-            raise DataError(path, line, "the document ('input') is empty")
-        if not document.questions or len(document.questions) != len(document.answers):
-            counts = f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs'"
-            raise DataError(path, line, f"{counts}: one answer a question is expected")
-        for name in ("instructions", "outputs"):
-            if not all(isinstance(text, str) for text in record[name]):
-                raise DataError(path, line, f"{name!r} holds something that is no text")
-        documents.append(document)
-    return documents
+class Documents(list[Document]):
+    """Documents in their order, no two with the same text. ``note``: what of their files is not among them."""
+
+    def __init__(self, documents: Iterable[Document] = (), note: str = ""):
+        super().__init__(documents)
+        self.note = note
 
 
-def read_longbench(path: Path) -> list[Document]:
+def read_leval(path: Path) -> Documents:
+    """A task of L-Eval (arXiv 2307.11088): a document a line, with its questions and answers. Lines with the same text, as the
+    published files have them, become one document. Raises DataError."""
+    records = read_json(path, {"input": str, "instructions": list, "outputs": list}, _of_leval)
+    return gathered(records.made, records.note)
+
+
+def read_longbench(path: Path) -> Documents:
     """A task of LongBench (arXiv 2308.14508): a question a line. Lines with the same context become one document. Raises
     DataError."""
-    documents: dict[str, Document] = {}
-    for line, record in json_lines(path, {"context": str, "input": str, "answers": list}):
-        if not record["context"].strip():
-            raise DataError(path, line, "the document ('context') is empty")
-        if not record["answers"] or not isinstance(record["answers"][0], str):
-            raise DataError(path, line, "'answers' holds no text")
-        document = documents.setdefault(record["context"], Document(record["context"], [], []))
-        document.questions.append(record["input"])
-        document.answers.append(record["answers"][0])
-    return list(documents.values())
+    records = read_json(path, {"context": str, "input": str, "answers": list}, _of_longbench)
+    return gathered(records.made, records.note)
+
+
+def _of_leval(record: dict) -> Document:
+    document = Document(record["input"], record["instructions"], record["outputs"])
+    if not document.text.strip():
+        raise Wrong("the document ('input') is empty", "lines with an empty document")
+    if not document.questions or len(document.questions) != len(document.answers):
+        counts = f"{len(document.questions)} 'instructions' and {len(document.answers)} 'outputs'"
+        raise Wrong(f"{counts}: one answer a question is expected", "lines without one answer a question")
+    for name in ("instructions", "outputs"):
+        if not all(isinstance(text, str) for text in record[name]):
+            raise Wrong(f"{name!r} holds something that is no text", f"lines in which {name!r} holds something that is no text")
+    return document
+
+
+def _of_longbench(record: dict) -> Document:
+    if not record["context"].strip():
+        raise Wrong("the document ('context') is empty", "lines with an empty document")
+    if not record["answers"] or not isinstance(record["answers"][0], str):
+        raise Wrong("'answers' holds no text", "lines in which 'answers' holds no text")
+    return Document(record["context"], [record["input"]], record["answers"][:1])
+
+
+def gathered(documents: Iterable[Document], note: str) -> Documents:
+    """One document for each text, with every question once: asked twice, it would find itself in the prefix cache. ``note``: what of
+    their files is missing already."""
+    found: dict[str, Document] = {}
+    again = 0
+    for one in documents:
+        document = found.setdefault(one.text, Document(one.text, [], []))
+        for question, answer in zip(one.questions, one.answers):
+            if question in document.questions:
+                again += 1
+            else:
+                document.questions.append(question)
+                document.answers.append(answer)
+    left_out = f"{again} questions that were asked before of the same document, left out" if again else ""
+    return Documents(found.values(), "; ".join(filter(None, (note, left_out))))
 
 
 class Reading:
@@ -73,7 +101,7 @@ class Reading:
         self._note = (
             f"questions on {len(whole)} documents of {min(lengths)} to {max(lengths)} tokens, cut to their first "
             f"{document_tokens} ({cut} of them longer), questions to {question_tokens}; answers as long as the reference, but "
-            f"{decode_tokens[0]} to {decode_tokens[1]} tokens"
+            f"{decode_tokens[0]} to {decode_tokens[1]} tokens" + (f"; {note}" if (note := getattr(documents, "note", "")) else "")
         )
 
     def workload(self, seed: int, salt: int = 0, requests: int | None = None, requests_per_s: float | None = None) -> Workload:

@@ -87,14 +87,14 @@ def _expected(file: File, folder: Path) -> str | None:
 def _recorded(folder: Path) -> dict:
     path = folder / RECORD
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise OSError(f"{path} is no JSON ({error}); remove it, and what is there is trusted anew") from None
 
 
 def _remember(file: File, folder: Path, sha256: str, size: int) -> None:
     kept = {**_recorded(folder), file.path: {"sha256": sha256, "bytes": size, "url": file.url, "fetched": time.strftime("%Y-%m-%d")}}
-    (folder / RECORD).write_text(json.dumps(kept, indent=1) + "\n")
+    (folder / RECORD).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ def write(folder: Path, documents: int = 4, questions: int = 8, words: int = 400
         asked, answered = int(rng.integers(20, 900)), int(rng.integers(0, 400))
         rows.append(f"{time},made,{asked},{answered},{asked + answered},API log")
     (folder / "burstgpt").mkdir(parents=True, exist_ok=True)
-    (folder / "burstgpt" / "made.csv").write_text("\n".join(rows) + "\n")
+    (folder / "burstgpt" / "made.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
 
@@ -53,4 +53,4 @@ def _conversations(rng: np.random.Generator, requests: int) -> list[dict]:
 
 def _lines(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

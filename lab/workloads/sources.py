@@ -87,10 +87,12 @@ def folder() -> Path:
 
 
 def locate(path: str) -> Path:
-    """A file of a data set, e.g. "leval/quality.jsonl", in the data folder. Raises FileNotFoundError where it is not there,
+    """A file of a data set, e.g. "leval/quality.jsonl", in the data folder, or the same compressed (".gz"). Raises FileNotFoundError where it is not there,
     ValueError where it is shorter or longer than the published one."""
     name = path.split("/")[0]
     found = folder() / path
+    if not found.is_file() and (packed := found.with_name(f"{found.name}.gz")).is_file():
+        return packed
     if not found.is_file():
         raise FileNotFoundError(
             f"{found} is not there: python -m lab.workloads fetch {name}, or set FEATHER_DATA to the folder that has {path}"

@@ -2,6 +2,8 @@
 
 from functools import cache
 
+from lab.workloads.lines import replaced
+
 
 @cache
 def _tokenizer():
@@ -15,4 +17,4 @@ def _tokenizer():
 
 def encode(text: str) -> list[int]:
     """Token ids of a text in the first Mistral tokenizer's SentencePiece vocabulary (32 000), without special tokens."""
-    return _tokenizer().encode(text, bos=False, eos=False)
+    return _tokenizer().encode(replaced(text), bos=False, eos=False)

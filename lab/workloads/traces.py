@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.workloads.arrivals import at_rate
-from lab.workloads.lines import DataError, csv_lines, json_lines
+from lab.workloads.lines import Records, Wrong, read_csv, read_json
 from lab.workloads.workload import FIRST_TOKEN, VOCABULARY, Prompt, Workload
 
 BLOCK = 512  # tokens that one hash id of a Mooncake trace stands for (arXiv 2407.00079)
@@ -33,45 +33,61 @@ class Trace:
     note: str = ""
     """what of the file is not in it"""
 
+    @property
+    def tells_sharing(self) -> bool:
+        """Whether it says what its requests share."""
+        return any(request.blocks for request in self.requests)
+
 
 def read_mooncake(path: Path) -> Trace:
     """A trace of Mooncake (FAST 2025). Raises DataError."""
-    requests = []
     fields = {"timestamp": float, "input_length": int, "output_length": int, "hash_ids": list}
-    for line, record in json_lines(path, fields):
-        blocks = tuple(record["hash_ids"])
-        if record["timestamp"] < 0:
-            raise DataError(path, line, f"'timestamp' is {record['timestamp']}: a time before the trace begins")
-        for name in ("input_length", "output_length"):
-            if record[name] < 1:
-                raise DataError(path, line, f"{name!r} is {record[name]}: a request has at least one token")
-        if not all(type(block) is int and block >= 0 for block in blocks):
-            raise DataError(path, line, "'hash_ids' holds something that is no id")
-        if len(blocks) != -(-record["input_length"] // BLOCK):
-            raise DataError(path, line, f"{len(blocks)} 'hash_ids' for {record['input_length']} tokens in blocks of {BLOCK}")
-        requests.append(Recorded(record["timestamp"] / 1e3, record["input_length"], record["output_length"], blocks))
-    return Trace(sorted(requests, key=lambda request: request.time))
+    return _trace(read_json(path, fields, _of_mooncake))
 
 
 def read_burstgpt(path: Path) -> Trace:
-    """A trace of BurstGPT (arXiv 2401.17644), in which a request without response tokens failed: those are left out, and
-    the trace's note counts them. Raises DataError."""
-    requests, failed = [], 0
-    columns = {"time": "Timestamp", "input": "Request tokens", "output": "Response tokens"}
-    for line, row in csv_lines(path, list(columns.values())):
-        if row[columns["time"]] < 0:
-            raise DataError(path, line, f"'Timestamp' is {row[columns['time']]:g}: a time before the trace begins")
-        for name in (columns["input"], columns["output"]):
-            if row[name] < 0 or row[name] != int(row[name]):
-                raise DataError(path, line, f"{name!r} is {row[name]:g}: a number of tokens is expected")
-        if row[columns["output"]] == 0:
-            failed += 1
-        elif row[columns["input"]] == 0:
-            raise DataError(path, line, f"{columns['input']!r} is 0: a request has at least one token")
-        else:
-            requests.append(Recorded(row[columns["time"]], int(row[columns["input"]]), int(row[columns["output"]])))
-    note = f"{failed} failed requests, which have no response, left out" if failed else ""
-    return Trace(sorted(requests, key=lambda request: request.time), note)
+    """A trace of BurstGPT (arXiv 2401.17644), in which a request without response tokens failed. Raises DataError."""
+    return _trace(read_csv(path, list(_COLUMNS), _of_burstgpt))
+
+
+_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+
+
+def _of_mooncake(record: dict) -> Recorded:
+    blocks = tuple(record["hash_ids"])
+    _check_time(record, "timestamp")
+    for name in ("input_length", "output_length"):
+        if record[name] < 1:
+            raise Wrong(f"{name!r} is {record[name]}: a request has at least one token", f"requests in which {name!r} is below 1")
+    if not all(type(block) is int and 0 <= block < 2**64 for block in blocks):
+        raise Wrong("'hash_ids' holds something that is no id", "requests in which 'hash_ids' holds something that is no id")
+    if len(blocks) != -(-record["input_length"] // BLOCK):
+        wrong = f"{len(blocks)} 'hash_ids' for {record['input_length']} tokens in blocks of {BLOCK}"
+        raise Wrong(wrong, "requests whose length does not fit their 'hash_ids'")
+    return Recorded(record["timestamp"] / 1e3, record["input_length"], record["output_length"], blocks)
+
+
+def _of_burstgpt(row: dict[str, float]) -> Recorded:
+    time, asked, answered = (row[name] for name in _COLUMNS)
+    _check_time(row, "Timestamp")
+    for name in _COLUMNS[1:]:
+        if row[name] < 0 or row[name] != int(row[name]):
+            raise Wrong(f"{name!r} is {row[name]:g}: a number of tokens is expected", f"requests in which {name!r} is no number of tokens")
+    if answered == 0:
+        raise Wrong("'Response tokens' is 0: the request failed", "failed requests, which have no response")
+    if asked == 0:
+        raise Wrong("'Request tokens' is 0: a request has at least one token", "requests without a token")
+    return Recorded(time, int(asked), int(answered))
+
+
+def _check_time(record: dict, name: str) -> None:
+    if record[name] < 0:
+        wrong = f"{name!r} is {record[name]:g}: a time before the trace begins"
+        raise Wrong(wrong, "requests from before the trace begins")
+
+
+def _trace(records: Records[Recorded]) -> Trace:
+    return Trace(sorted(records.made, key=lambda request: request.time), records.note)
 
 
 def conversations(trace: Trace) -> list[list[Recorded]]:
@@ -97,8 +113,8 @@ def replay(
     requests_per_s: float | None = None,
     most_tokens: int = 16_384,
 ) -> Workload:
-    """``requests`` of a trace, on an empty prefix cache: conversations drawn by ``seed``, each with its requests in order,
-    so that the drawn part shares what the trace shares.
+    """``requests`` of a trace that came one after the other, on an empty prefix cache; ``seed`` says where they begin. A stretch of the
+    trace keeps its bursts, which single requests or conversations drawn from all of it do not. A prompt's group is its conversation.
 
     Lengths, of prompts and of answers, are scaled by ``block_tokens / BLOCK``, block by block: equal ids stay equal tokens.
     Times are scaled to a mean rate of ``requests_per_s``, or all requests are there at the start. Prompts are cut so that
@@ -106,25 +122,25 @@ def replay(
     if not 0 < requests <= len(trace.requests):
         raise ValueError(f"requests={requests}: the trace has {len(trace.requests)}")
     rng = np.random.default_rng(seed)
-    every = conversations(trace)
-    drawn: list[tuple[int, Recorded]] = []
-    for group in rng.permutation(len(every)):
-        drawn += [(int(group), request) for request in every[group]]
-        if len(drawn) >= requests:
-            break
-    drawn = sorted(drawn[:requests], key=lambda one: one[1].time)
-    times, faster = [0.0] * requests, 1.0
+    first = int(rng.integers(len(trace.requests) - requests + 1))
+    drawn = trace.requests[first : first + requests]
+    group_of = {id(request): group for group, talk in enumerate(conversations(trace)) for request in talk}
+    times, faster = [0.0] * requests, 0.0
     if requests_per_s is not None:
-        times, faster = at_rate([request.time for _, request in drawn], requests_per_s)
+        times, faster = at_rate([request.time for request in drawn], requests_per_s)
     prompts, cut = [], 0
-    for (group, request), time in zip(drawn, times):
+    for request, time in zip(drawn, times):
         answer = min(max(1, round(request.output_tokens * block_tokens / BLOCK)), most_tokens - 1)
-        tokens = _tokens(request, block_tokens, rng)
+        tokens = _tokens(request, block_tokens, rng, most_tokens - answer + 1)
         cut += len(tokens) > most_tokens - answer
-        prompts.append(Prompt(tokens[: most_tokens - answer], group, answer, time))
-    when = f"time {faster:.0f} times faster, {requests_per_s:g} requests a second" if requests_per_s else "all there at the start"
+        prompts.append(Prompt(tokens[: most_tokens - answer], group_of[id(request)], answer, time))
+    when = (
+        f"time {faster:{'.0f' if faster >= 10 else '.2g'}} times faster, {requests_per_s:g} requests a second"
+        if times[-1]
+        else "all there at the start"
+    )
     note = (
-        f"{requests} of the trace's {len(trace.requests)} requests, by whole conversations (but the last); "
+        f"requests {first + 1} to {first + requests} of the trace's {len(trace.requests)}; "
         f"lengths times {Fraction(block_tokens, BLOCK)}; {when}"
         + (f"; {cut} prompts cut to fit {most_tokens} tokens" if cut else "")
         + (f"; {trace.note}" if trace.note else "")
@@ -132,11 +148,15 @@ def replay(
     return Workload(prompts, warm=False, note=note)
 
 
-def _tokens(request: Recorded, block_tokens: int, rng: np.random.Generator) -> list[int]:
+def _tokens(request: Recorded, block_tokens: int, rng: np.random.Generator, most: int) -> list[int]:
+    """At most ``most`` of its tokens: a recorded length may be absurd."""
     if not request.blocks:
-        return rng.integers(FIRST_TOKEN, VOCABULARY, max(1, round(request.input_tokens * block_tokens / BLOCK))).tolist()
+        length = max(1, round(request.input_tokens * block_tokens / BLOCK))
+        return rng.integers(FIRST_TOKEN, VOCABULARY, min(length, most)).tolist()
     tokens: list[int] = []
     for place, block in enumerate(request.blocks):
+        if len(tokens) >= most:
+            break
         length = min(BLOCK, request.input_tokens - place * BLOCK)
         of_block = np.random.default_rng(block).integers(FIRST_TOKEN, VOCABULARY, block_tokens)
         tokens += of_block[: max(1, round(length * block_tokens / BLOCK))].tolist()
