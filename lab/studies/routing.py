@@ -67,6 +67,7 @@ class Modelled:
     model: str = "step law"
     backend: str = "sim"
     kernel: str = "paged"
+    sorted_rows: bool = False
     device_name: str = "modelled"
     engine_version: str = "lab.routing.modelled"
 
