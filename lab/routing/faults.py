@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 from lab.routing import fleet
 
 
@@ -13,14 +15,18 @@ async def soak(handle, requests: Iterator[Any], clients: int, most: int, kills: 
     as long as two of them run. Returns what came of it, and how many were killed."""
     import ray
 
-    asking = asyncio.create_task(fleet.ask(handle, requests, clients, most=most))
-    killed = 0
+    outcome, killed = fleet.Outcome(), 0
+    asking = asyncio.create_task(fleet.ask(handle, requests, clients, most=most, outcome=outcome))
+    bar = tqdm(total=most, desc="soak", unit="request", mininterval=1)
     while not asking.done():
-        await asyncio.sleep(pause)
+        await asyncio.wait([asking], timeout=pause)
+        bar.update(len(outcome.answers) - bar.n)
         if killed < kills and not asking.done() and await asyncio.to_thread(fleet.ready) > 1:
             alive = await asyncio.to_thread(fleet.running)
             ray.kill(alive[killed % len(alive)], no_restart=True)
             killed += 1
+            bar.set_postfix(killed=killed)
+    bar.close()
     return await asking, killed
 
 

@@ -161,11 +161,11 @@ class Outcome:
 
 async def ask(
     handle, requests: Iterator[Any], clients: int, seconds: float | None = None, most: int | None = None, stop: asyncio.Event | None = None,
-    patience: float = 120.0,
+    patience: float = 120.0, outcome: Outcome | None = None,
 ) -> Outcome:  # fmt: skip
     """``clients`` in closed loop, for so many ``seconds``, until ``most`` requests were sent, or until ``stop`` is set; what was sent is waited for.
-    A client that loses its replica sends the request again."""
-    outcome, start, numbers = Outcome(), time.perf_counter(), itertools.count()
+    A client that loses its replica sends the request again. ``outcome``: filled in as answers come, for who wants to look on."""
+    outcome, start, numbers = outcome or Outcome(), time.perf_counter(), itertools.count()
     now = lambda: time.perf_counter() - start  # noqa: E731
     hits: list[bool] = []
     groups: list[int] = []

@@ -1,9 +1,11 @@
 """Several replicas: which router, before which scheduler, at which size of the KV cache. Real replicas on Ray Serve, and modelled ones."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -103,25 +105,48 @@ def run_real(handle, setting: Setting, router: str, inside: str, kv: str, shape:
 
 
 def measure(study: Study, handle, setting: Setting, repeats: int, chosen: Sequence[tuple[str, str]] | None = None,
-            routers: Sequence[str] = tuple(RULES), insides: Sequence[str] = ("FCFS", "Feather"), begin: int = 0) -> pd.DataFrame:  # fmt: skip
-    """Every router before every scheduler in every cell, in an order drawn anew for each repeat; a run with other requests first, thrown away.
-    ``begin``: number of the first repeat, by which requests are drawn."""
-    first, order = study.kept, np.random.default_rng(1 + begin)
-    grid = [(router, inside, shape, kv) for shape, kv in chosen or cells() for inside in insides for router in routers]
-    run_real(handle, replace(setting, seconds=min(5.0, setting.seconds)), BASE, "FCFS", ROOMY, "uniform", seed=99)
-    for repeat, index in tqdm(
-        [(repeat, index) for repeat in range(begin, begin + repeats) for index in order.permutation(len(grid))], desc=study.name, unit="run"
-    ):
-        router, inside, shape, kv = grid[index]
-        outcome = run_real(handle, setting, router, inside, kv, shape, seed=1 + repeat)
-        if outcome.lost or outcome.doubled or outcome.wrong:
-            raise RuntimeError(
-                f"{router}, {inside}, {kv}, {shape}: {outcome.lost} requests lost, {outcome.doubled} doubled, {outcome.wrong} wrong"
-            )
-        busiest = max(map(len, outcome.by_replica.values())) / len(outcome.answers)
-        metrics = outcome.answered.steady(DISCARD) | {"busiest replica": (busiest, "share of answers")}
-        _rows(study, router, {"inside": inside, "kv": kv, "shape": shape, "replicas": 2}, metrics, repeat)
-    return _with_cells(study.rows(first))
+            routers: Sequence[str] = tuple(RULES), insides: Sequence[str] = ("FCFS", "Feather"), before: pd.DataFrame | None = None,
+            seconds: float = inf) -> pd.DataFrame:  # fmt: skip
+    """Every router before every scheduler in every cell. What is compared runs side by side: the routers of one cell one after another, cells and
+    routers in an order drawn anew for each repeat; a run with other requests first, thrown away. ``before``: rows of earlier calls; what they hold
+    is not run again. ``seconds``: no cell begins that would not end by then, going by the longest so far. Returns rows of both."""
+    first, start, longest = study.kept, time.monotonic(), 0.0
+    missing = list(blocks(repeats, chosen, insides, before))
+    if missing:
+        run_real(handle, replace(setting, seconds=min(5.0, setting.seconds)), BASE, "FCFS", ROOMY, "uniform", seed=99)
+    with tqdm(total=len(missing) * len(routers), desc=study.name, unit="run") as bar:
+        for repeat, inside, shape, kv in missing:
+            begin = time.monotonic()
+            if begin + max(longest, len(routers) * setting.seconds) > start + seconds:
+                break
+            for router in np.random.default_rng([repeat, bar.n]).permutation(routers):
+                _keep_run(study, handle, setting, str(router), inside, shape, kv, repeat)
+                bar.update()
+            longest = max(longest, time.monotonic() - begin)
+    return pd.concat([before, _with_cells(study.rows(first))], ignore_index=True)
+
+
+def blocks(repeats: int, chosen: Sequence[tuple[str, str]] | None = None, insides: Sequence[str] = ("FCFS", "Feather"),
+           before: pd.DataFrame | None = None) -> Iterator[tuple[int, str, str, str]]:  # fmt: skip
+    """(repeat, inside, shape, KV) that are still to be run, in the order in which they are."""
+    had = set() if before is None else set(before[["repeat", "inside", "shape", "kv"]].itertuples(index=False, name=None))
+    grid = [(inside, *cell) for cell in chosen or cells() for inside in insides]
+    for repeat in range(repeats):
+        for index in np.random.default_rng(1 + repeat).permutation(len(grid)):
+            if (repeat, *grid[index]) not in had:
+                yield (repeat, *grid[index])
+
+
+def _keep_run(study: Study, handle, setting: Setting, router: str, inside: str, shape: str, kv: str, repeat: int) -> None:
+    """Raises RuntimeError unless every request was answered once, and in full."""
+    outcome = run_real(handle, setting, router, inside, kv, shape, seed=1 + repeat)
+    if outcome.lost or outcome.doubled or outcome.wrong:
+        raise RuntimeError(
+            f"{router}, {inside}, {kv}, {shape}: {outcome.lost} requests lost, {outcome.doubled} doubled, {outcome.wrong} wrong"
+        )
+    busiest = max(map(len, outcome.by_replica.values())) / len(outcome.answers)
+    metrics = outcome.answered.steady(DISCARD) | {"busiest replica": (busiest, "share of answers")}
+    _rows(study, router, {"inside": inside, "kv": kv, "shape": shape, "replicas": 2}, metrics, repeat)
 
 
 def fit(handle, setting: Setting) -> Law:
@@ -322,8 +347,6 @@ def found_in_words(table: pd.DataFrame | None, modelled: pd.DataFrame) -> str:
 
 def decision_us(replicas_: int = 64, prefixes: int = 300, requests: int = 4000) -> float:
     """Median microseconds of one decision with prefixes of 20 chunks and 32 requests outstanding on each replica."""
-    import time
-
     placement, everyone = Placement(), range(replicas_)
     placement.update(everyone)
     for id_ in everyone:
