@@ -64,7 +64,7 @@ PROFILES = {
             replace(USUAL, decode="equal"), replace(USUAL, decode="heavy"), replace(USUAL, zipf=1.0), replace(USUAL, clients=32),
             replace(USUAL, clients=256)), ("paged", "cascade"), MAIN, Effort(limit=30, turnovers=5)),
         "rtx-6000-ada": Part("sim", GPU | {"device": "rtx-6000-ada"}, (GPU_LOOP,), ("paged", "cascade"), MAIN, Effort(limit=1e6, turnovers=5)),
-        "h100": Part("sim", GPU | {"device": "h100-sxm"}, (GPU_LOOP,), ("paged", "cascade"), MAIN, Effort(limit=1e6, turnovers=5)),
+        "h100": Part("sim", GPU | {"device": "h100"}, (GPU_LOOP,), ("paged", "cascade"), MAIN, Effort(limit=1e6, turnovers=5)),
     },
 }  # fmt: skip
 

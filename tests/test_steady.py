@@ -154,8 +154,8 @@ def test_a_discipline_lets_in_as_many_groups_as_it_says(engine, name):
     arm = DISCIPLINES[name]
     engine.warm(LOOP.prefixes())
     run = engine.run(LOOP.workload(120, 1), arm)
-    assert run.groups.max() <= (arm.options["groups"] or 4)
+    assert run.groups.max() <= (arm.options["at_once"] or 4)
     if not arm.options["refill"]:
         mixed = (run.prefill_tokens > 0) & (run.decode_rows > 0)
-        assert not mixed.any() or arm.options["groups"] > 1, "nobody joins a batch that has begun"
+        assert not mixed.any() or arm.options["at_once"] > 1, "nobody joins a batch that has begun"
     assert run.output_tokens == LOOP.workload(120, 1).decode_tokens

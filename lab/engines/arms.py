@@ -46,7 +46,7 @@ def known_groups(groups: int | None, refill: bool = True, largest: bool = False)
         f"group ids known: {held} at a time, {'refilled while somebody of it waits' if refill else 'which nobody joins later'}; "
         f"then the {'largest' if largest else 'oldest'} group"
     )
-    return Arm(f"oracle ({', '.join(parts)})", "oracle", {"groups": groups, "refill": refill, "largest": largest}, what)
+    return Arm(f"oracle ({', '.join(parts)})", "oracle", {"at_once": groups, "refill": refill, "largest": largest}, what)
 
 
 # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.

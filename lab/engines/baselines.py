@@ -86,14 +86,14 @@ class OracleQueue(OrderedQueue):
 
     Args:
         running: the scheduler's live list of running requests.
-        groups: a batch holds requests of so many groups at most; whoever is of another waits until one has run out. None: no stopping.
+        at_once: a batch holds requests of so many groups at most; whoever is of another waits until one has run out. None: no stopping.
         refill: whether requests join a group that has begun in an earlier step.
         largest: whether the group with most waiting requests comes next, instead of that of the oldest request.
     """
 
-    def __init__(self, running: Callable[[], list[Request]], groups: int | None = None, refill: bool = True, largest: bool = False):
+    def __init__(self, running: Callable[[], list[Request]], at_once: int | None = None, refill: bool = True, largest: bool = False):
         super().__init__()
-        self._running, self._groups, self._refill, self._largest = running, groups, refill, largest
+        self._running, self._at_once, self._refill, self._largest = running, at_once, refill, largest
         self._closed: set[int] = set()  # groups that nobody may join in this step
 
     def order(self, waiting: list[Request]) -> list[Request]:
@@ -116,7 +116,7 @@ class OracleQueue(OrderedQueue):
         group, running = group_of(self.peek_request()), {group_of(request) for request in self._running()}
         if group in running:
             return group not in self._closed
-        return self._groups is None or len(running) < self._groups
+        return self._at_once is None or len(running) < self._at_once
 
 
 class CachedPrompts:
