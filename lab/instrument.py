@@ -17,6 +17,8 @@ from lab.engines.engine import Engine
 from lab.steady import Estimate, Steady, Watch, pooled, steady
 from lab.workloads import Loop
 
+_WARM_UP = 3.0  # seconds, at most
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -38,6 +40,8 @@ class Cell(Rung):
     loop: Loop = field(default_factory=Loop)
     batch: int | None = None
     """rows, at most; None: as the engine is"""
+    label: str = ""
+    """what tells it from a cell that is otherwise the same"""
 
     @property
     def name(self) -> str:
@@ -96,7 +100,7 @@ def _interleaved(bench: "_Bench", cells: list[Cell], control: Cell) -> Iterator[
     bench.engine.warm(cells[0].loop.prefixes(), anew=True)
     if bench.engine.warms_up:
         for cell in {cell.kernel: cell for cell in cells}.values():
-            bench.run(cell, throw_away=True)
+            bench.warm_up(cell)
     found: dict[Cell, list[Steady]] = defaultdict(list)
     for repeat in range(effort.repeats + effort.more_repeats):
         left = [cell for cell in cells if repeat < effort.repeats or not _known(found[cell], effort.target)]
@@ -138,24 +142,27 @@ class _Bench:
             self.engine.use_batch(cell.batch)
         self.engine.use_kernel(cell.kernel, cell.sorted_rows)
 
-    def run(self, cell: Cell, throw_away: bool = False) -> Steady:
+    def warm_up(self, cell: Cell) -> None:
+        """A run that is thrown away: the first under a kernel also compiles it."""
+        self.use(cell)
+        workload = cell.loop.workload(2 * self.engine.max_batch, self.next_seed)
+        self.runs += 1
+        self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
+
+    def run(self, cell: Cell) -> Steady:
         self.use(cell)
         self.engine.forget()
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
-        turnover = rows * loop.mean_decode
-        most = 2 if throw_away else 6 * effort.turnovers
-        workload = loop.workload((loop.clients or rows) + int(most * rows), self.next_seed)
+        workload = loop.workload((loop.clients or rows) + int(6 * effort.turnovers * rows), self.next_seed)
         self.runs += 1
 
         def tell(now: float, estimate: Estimate) -> None:
             spread = 100 * estimate.half_width / estimate.mean
             self.bar.set_postfix_str(f"{cell.name}: {estimate.mean:.0f} tok/s ± {spread:.1f} % after {now:.3g} s", refresh=False)
 
-        limit = min(effort.limit, 4.0) if throw_away else effort.limit
-        watch = Watch(int((0.5 if throw_away else effort.turnovers) * turnover), effort.target, limit, tell)
+        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell)
         found = steady(self.engine.run(workload, arm_of(cell.arm), watch))
-        if not throw_away:
-            self.bar.update()
+        self.bar.update()
         return found
 
 

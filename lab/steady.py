@@ -136,7 +136,7 @@ class Watch:
     Args:
         tokens: that the steady part must have had at least.
         target: half the width of the interval, as a share of the throughput.
-        limit: seconds.
+        limit: seconds; of fewer tokens than an estimate needs the run goes on.
         tell: called with each estimate on the way.
     """
 
@@ -149,7 +149,7 @@ class Watch:
         if not token_times:
             return False
         now = token_times[-1]
-        if now >= self._limit:
+        if now >= self._limit and len(token_times) > _POINTS:
             return True
         if len(token_times) < self._next:
             return False

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from lab.instrument import Cell, Effort, measure
+from lab.instrument import Cell, Effort, Taken, measure
 from lab.studies.study import Study
 
 CONTROL = "control"
@@ -15,21 +15,23 @@ CONTROL = "control"
 def parameters(cell: Cell) -> dict:
     """What tells a cell from others in the rows, its arm and its kernel aside."""
     loop = asdict(cell.loop)
-    closed = "clients" if cell.loop.clients else "requests_per_s"
-    shown = ("groups", "prefix_tokens", closed, "zipf")
+    sent = {"clients": cell.loop.clients} if cell.loop.clients else {"requests_per_s": cell.loop.requests_per_s}
     return {
-        **{name.replace("_", " "): loop[name] for name in shown},
+        **{name.replace("_", " "): loop[name] for name in ("groups", "prefix_tokens", "zipf")},
+        **sent,
         "decode tokens": cell.loop.lengths,
         "rung": cell.rung,
         "workload": cell.loop.name,
     }
 
 
-def take(study: Study, cells: Sequence[Cell], effort: Effort, seed: int = 1) -> pd.DataFrame:
-    """Measure the cells; returns their rows. Metrics are those of the steady part; those of the transient stand beside them, with "transient: " before
+def take(study: Study, cells: Sequence[Cell], effort: Effort, seed: int = 1, kept: list[Taken] | None = None) -> pd.DataFrame:
+    """Measure the cells; returns their rows, and puts the runs into ``kept``. Metrics are those of the steady part; those of the transient stand beside them, with "transient: " before
     their names, and the throughput of a recurring control as "control: throughput"."""
     first = study.kept
     for one in measure(study.engine, cells, effort, seed=seed, desc=study.name):
+        if kept is not None:
+            kept.append(one)
         told = parameters(one.cell)
         metrics = one.found.metrics() | one.found.transient_metrics()
         if one.control:
