@@ -25,12 +25,12 @@ from benchmarks.timing import main
 from lab.engines import make_engine
 from lab.engines.arms import ARMS
 from lab.engines.run import Run
+from lab.instrument import Rung
 from lab.llm import TINY_LLAMA
 from lab.stats import median_of, ratio
 from lab.steady import steady
 from lab.studies import datasets
 from lab.studies.datasets import Reading
-from lab.studies.ladder import Rung
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, BATCH, CLIENTS = 8, 8000, 32, 64
@@ -44,7 +44,7 @@ class Cell(Rung):
 
     @property
     def name(self) -> str:
-        return f"{self.workload}, {super().name}"
+        return f"{self.workload}, {self.rung}"
 
 
 STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
