@@ -230,7 +230,11 @@ class ChunkedHashTree:
     @property
     def sharing(self) -> int:
         """w: waiting requests that pass through the tip; all of them where the tip is the root."""
-        return self._witness[self._tip - 1].waiting if self._tip else len(self._waiting)
+        return self.sharing_at(self._tip)
+
+    def sharing_at(self, depth: int) -> int:
+        """Waiting requests that pass through the node of that depth on the way to the tip; all of them at 0, the root."""
+        return self._witness[depth - 1].waiting if depth else len(self._waiting)
 
     def nodes(self) -> list[NodeView]:
         """Every node, parents before their children, siblings by arrival."""

@@ -1,5 +1,6 @@
 """The options of the scheduler, the same for every engine. A wrong option is refused by name."""
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from feather.policies.registry import policy_options
 from feather.settings import check_setting, setting, shown
 
 logger = logging.getLogger("feather")
+
+VARIABLE = "FEATHER_OPTIONS"
 
 _EXAMPLE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS='{"policy": "never_stop"}' for SGLang"""
 KERNELS = ("paged", "cascade", "packed")
@@ -140,6 +143,18 @@ class Options:
             if name in cls.known() or _meant(name, config[name]):
                 raise ValueError(f'--additional-config: {shown(name)} stands where "feather" should: {_EXAMPLE}')
         return cls.from_mapping(config.get("feather", {}))
+
+    @classmethod
+    def from_environment(cls) -> "Options":
+        """Those of the variable FEATHER_OPTIONS, a JSON object. Raises ValueError for anything else."""
+        text = os.environ.get(VARIABLE, "{}")
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{VARIABLE}={shown(text)} is no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f'{VARIABLE}={shown(text)} must be a JSON object, e.g. \'{{"policy": "never_stop"}}\'')
+        return cls.from_mapping(found)
 
     def for_rank(self, rank: int) -> "Options":
         """Those of one data-parallel engine: each has a checkpoint and a trace of its own."""

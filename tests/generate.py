@@ -34,23 +34,29 @@ def main(arguments: dict) -> None:
     from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
 
     backend.LEAST_READ = 0  # share in short steps, too
-    outputs = llm.generate(prompts, params, use_tqdm=False)
     core = llm.llm_engine.engine_core.engine_core
-    scheduler = core.scheduler
+    scheduler, told = core.scheduler, []
+    if hasattr(scheduler, "_is_feather"):
+        ran = scheduler.waiting.former.ran
+        scheduler.waiting.former.ran = lambda formed, *step: (told.append(step), ran(formed, *step))
+    outputs = llm.generate(prompts, params, use_tqdm=False)
     builders = [
         builder
         for groups in core.model_executor.driver_worker.worker.model_runner.attn_groups
         for group in groups
         for builder in group.metadata_builders
     ]
-    drafts = [metric for metric in llm.get_metrics() if metric.name == "vllm:spec_decode_num_draft_tokens"] if speculative else []
+    counts = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")} if speculative else {}
     found = {
         "scheduler": type(scheduler).__name__,
         "left": scheduler.get_num_unfinished_requests(),
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "wanted": [one.max_tokens for one in params],
         "attention": {name: sum(builder.counters[name] for builder in builders) for name in NAMES},
-        "drafts": sum(metric.value for metric in drafts),
+        "drafts": counts.get("vllm:spec_decode_num_draft_tokens", 0),
+        "accepted": counts.get("vllm:spec_decode_num_accepted_tokens", 0),
+        "rewarded tokens": sum(tokens for tokens, _, _ in told),
+        "rewarded decode steps": [tokens for tokens, _, prefill in told if not prefill],
     }
     print(json.dumps(found))
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from feather.sglang import missing
-from lab.engines.baselines import CachedPrompts, RadixQueue
+from feather.sglang import check_version, missing
+from lab.engines.baselines import CachedPrompts, RadixQueue, WindowQueue
 from lab.studies import detection, detection_costs
-from lab.studies.sglang_peer import Peer
+from lab.studies.sglang_peer import Peer, queues
 from lab.studies.study import Study
 
 needs_sglang = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -50,23 +50,94 @@ def test_a_full_radix_tree_drops_what_was_used_longest_ago():
 
 
 @needs_sglang
-@pytest.mark.parametrize("policy", ["lpm", "dfs-weight"])
+@pytest.mark.parametrize("policy", ["lpm", "dfs-weight", "hrrn", "shortest-prefill-first"])
 @pytest.mark.parametrize("count", [40, 140])
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_the_queue_orders_as_sglang_does(policy, count, cut_off):
+    if policy not in queues():
+        pytest.skip(f"SGLang {check_version()} has no {policy}: requirements/other_sglang.sh 0.5.23")
     rng = random.Random(count)
     for _ in range(20):
         prompts = random_prompts(rng, 10 + count)
-        running = [SimpleNamespace(request_id=f"r{i}", prompt_token_ids=prompt) for i, prompt in enumerate(prompts[:10])]
-        waiting = [SimpleNamespace(request_id=f"w{i}", prompt_token_ids=prompt) for i, prompt in enumerate(prompts[10:])]
-        peer = Peer(policy, cut_off)
-        queue = RadixQueue(policy, 10**9, lambda: running[5:], prompts[:5], 128 if cut_off else None)
-        for request in running:
-            peer.cached(request.prompt_token_ids)
-        for request in waiting:
-            peer.arrive(request.request_id, request.prompt_token_ids)
+        if policy == "lpm":  # of a prompt that is cached whole 0.5.23 counts all tokens but one, 0.5.9 all, so none is
+            prompts[10:] = [[*prompt, 3 + place] for place, prompt in enumerate(prompts[10:])]
+        running = [request(f"r{i}", prompt) for i, prompt in enumerate(prompts[:10])]
+        waiting = [request(f"w{i}", prompt) for i, prompt in enumerate(prompts[10:])]
+        peer, computed = Peer(policy, cut_off), 0
+        queue = RadixQueue(policy, 10**9, lambda: running[5:], prompts[:5], 128 if cut_off else None, lambda: computed)
+        begun = iter(running)
+        for place, one in enumerate(waiting):
+            if place % 4 == 0 and (ran := next(begun, None)):
+                peer.cached(ran.prompt_token_ids)
+                computed += len(ran.prompt_token_ids)
+            peer.arrive(one.request_id, one.prompt_token_ids)
+            queue.add_request(one)
         peer.schedule()
-        assert [request.request_id for request in queue.order(waiting)] == [request.rid for request in peer.waiting]
+        assert [one.request_id for one in queue.order(waiting)] == [one.rid for one in peer.waiting]
+
+
+def request(id_, prompt):
+    return SimpleNamespace(request_id=id_, prompt_token_ids=prompt, num_output_tokens=0)
+
+
+def ordered(queue, *requests):
+    for one in requests:
+        queue.add_request(one)
+    queue.reconcile()
+    return queue
+
+
+def taken(queue, count):
+    return [queue.pop_request().request_id for _ in range(count)]
+
+
+LONG, SHORT = [1] * 300, [2] * 100
+"""two prefixes that are cached"""
+
+
+def test_a_response_ratio_grows_with_what_was_computed_and_falls_with_what_there_is_to_compute():
+    computed = 0
+    queue = RadixQueue("hrrn", 10**6, list, [LONG], computed=lambda: computed)
+    queue.add_request(request("old, much to do", [3] * 1000))
+    computed = 500
+    queue.add_request(request("new, little to do", LONG + [4] * 40))
+    computed = 600
+    queue.reconcile()
+    assert taken(queue, 2) == ["new, little to do", "old, much to do"], "100 / 40 is more than 600 / 1000"
+    queue.add_request(request("new", LONG + [4] * 40))
+    assert taken(ordered(queue, request("newer", LONG + [5] * 20)), 2) == ["new", "newer"], "nothing was computed since: by name"
+
+
+def test_the_shortest_prefill_goes_first_whatever_is_cached_of_it():
+    queue = RadixQueue("shortest-prefill-first", 10**6, list, [LONG])
+    ordered(queue, request("60 of 60", [5] * 60), request("50 of 350", LONG + [6] * 50), request("also 60", [7] * 60))
+    assert taken(queue, 3) == ["50 of 350", "60 of 60", "also 60"]
+
+
+def test_with_age_a_request_without_a_match_overtakes_those_with_one():
+    queue, served = RadixQueue("lpm, ageing", 10**6, list, [SHORT], ageing=50), []
+    queue.add_request(request("cold", [3] * 20))
+    for number in range(4):
+        served += taken(ordered(queue, request(f"warm {number}", SHORT + [9] * 5)), 1)
+    assert served == ["warm 0", "warm 1", "cold", "warm 2"], "after two passes it counts as much as 100 tokens, and it is older"
+
+
+@pytest.mark.parametrize("k, expected", [(1, "abcdef"), (2, "adbecf"), (3, "adebfc"), (100, "adefbc")])
+def test_of_k_requests_the_first_is_the_oldest_and_the_others_match_best(k, expected):
+    queue = RadixQueue("k-lpm", 10**6, list, [LONG], k=k)
+    ordered(queue, *(request(name, [10 + number] * 20) for number, name in enumerate("abc")))
+    ordered(queue, *(request(name, LONG + [20 + number] * 20) for number, name in enumerate("def")))
+    served = taken(queue, 2)
+    queue.reconcile()  # another step goes on where this one ended
+    assert "".join(served + taken(queue, 4)) == expected
+
+
+def test_a_window_looks_no_further_and_only_where_there_is_something_to_protect():
+    manager = SimpleNamespace(usage=0.8, get_computed_blocks=lambda one: (None, 16 * int(one.request_id[1:])))
+    for usage, expected in ((0.8, ["c2", "b1", "a0", "d9"]), (0.4, ["a0", "b1", "c2", "d9"])):
+        manager.usage = usage
+        queue = ordered(WindowQueue(manager, window=3), *(request(name, [1]) for name in ("a0", "b1", "c2", "d9")))
+        assert taken(queue, 4) == expected
 
 
 def test_detection_measures_every_policy_at_every_point():
@@ -74,7 +145,7 @@ def test_detection_measures_every_policy_at_every_point():
     points = {(row.prompt_tokens, row.waiting) for row in table.itertuples()}
     assert points == {(100, 20), (200, 20), (200, 10)}
     assert (table.groupby(["policy", "prompt_tokens", "waiting"]).size() == 2).all() and (table["ms"] > 0).all()
-    assert len(table["policy"].unique()) == (2 if missing() else 5)
+    assert len(table["policy"].unique()) == (2 if missing() else 3 + len(queues()))
 
 
 @needs_sglang

@@ -198,32 +198,27 @@ def test_vllm(tmp_path, mode):
 # -- SGLang --------------------------------------------------------------------------------------------------------------
 
 if feather.sglang.missing() is None:
-    import lab.engines.sglang_modelless  # noqa: F401 puts the stubs in place that SGLang needs without a GPU
+    import sglang_modelless  # noqa: F401 puts the stubs in place that SGLang 0.5.9 needs without a GPU
 
     # isort: split
     from sglang.srt.environ import envs
     from sglang.srt.managers.io_struct import AbortReq
-    from sglang_modelless import Driver, make_scheduler
+    from sglang_modelless import TODAY, Driver, has_row, make_scheduler, retract, retractions, tell_rejected
     from sglang_modelless import make_request as make_timeless_request
-
-    from feather.sglang import install
 
 needs_sglang = pytest.mark.skipif(feather.sglang.missing() is not None, reason=feather.sglang.missing() or "")
 
 
 def sglang(options, queued=None, **settings):
     """A scheduler, its driver, and the set of ids that it turned away."""
-    install(OPTIONS[options])
-    scheduler, rejected = make_scheduler(**settings), set()
+    scheduler, rejected = make_scheduler(OPTIONS[options], **settings), set()
     scheduler.max_queued_requests = queued
-    scheduler.send_to_tokenizer = SimpleNamespace(send_output=lambda output, *_: rejected.add(output.rid))
-    driver = Driver(scheduler)
-    scheduler.result_queue = driver.results
-    return scheduler, driver, rejected
+    tell_rejected(scheduler, rejected.add)
+    return scheduler, Driver(scheduler), rejected
 
 
 class Times:
-    """SGLang's record of a request's times, as far as it decides anything; the real one is stubbed."""
+    """SGLang's record of a request's times, as far as it decides anything; the real one is stubbed in 0.5.9."""
 
     wait_queue_entry_time = forward_entry_time = 0.0
 
@@ -233,13 +228,13 @@ class Times:
 
 def make_request(*arguments, **named):
     request = make_timeless_request(*arguments, **named)
-    request.time_stats = Times()
+    if not TODAY:
+        request.time_stats = Times()
     return request
 
 
 def runs(request):
-    """SGLang's own account: a row of its pool is a running request's from its first step to its last, and no other's."""
-    return request.req_pool_idx is not None and not request.finished() and request.to_finish is None
+    return has_row(request) and not request.finished() and request.to_finish is None
 
 
 class PlaySglang(Play):
@@ -283,7 +278,7 @@ class PlaySglang(Play):
         if self.scheduler.chunked_req is not None or (last is not None and last.forward_mode.is_extend()):
             return  # SGLang 0.5.9 fails: it merges into a batch without tensors, and loses a prompt that it has computed in part
         self.scheduler.pause_generation(SimpleNamespace(mode="retract"))
-        self.scheduler.continue_generation(SimpleNamespace())
+        self.scheduler.continue_generation(SimpleNamespace(torch_empty_cache=False))
 
     def expire_waiting(self):
         with envs.SGLANG_REQ_WAITING_TIMEOUT.override(1e-9):
@@ -302,20 +297,11 @@ class PlaySglang(Play):
         self.alive = [request for request in self.alive if not request.finished() and request.rid not in self.rejected]
         assert policy.former.running == set(admission.running) == {request for request in self.alive if runs(request)}
         assert admission.waiting | admission.aside == set(scheduler.waiting_queue)
-        self.retractions = max([self.retractions, *(request.retraction_count for request in self.alive)])
+        self.retractions = max([self.retractions, *map(retractions, self.alive)])
 
     def end(self):
         self.driver.run()
         forgotten(self.scheduler)
-
-
-def retract(scheduler, place=0):
-    batch, victim = scheduler.running_batch, scheduler.running_batch.reqs[place]
-    batch.release_req(place, len(batch.reqs) - 1, scheduler.server_args)
-    batch.filter_batch(keep_indices=[other for other in range(len(batch.reqs)) if other != place])
-    batch.batch_is_full = False
-    scheduler._add_request_to_queue(victim, is_retracted=True)
-    return victim
 
 
 def forgotten(scheduler):
@@ -396,7 +382,7 @@ def all_retracted(scheduler, driver):
     """New weights are loaded while the queue is nearly full."""
     ran = list(scheduler.running_batch.reqs)
     scheduler.pause_generation(SimpleNamespace(mode="retract"))
-    scheduler.continue_generation(SimpleNamespace())
+    scheduler.continue_generation(SimpleNamespace(torch_empty_cache=False))
     return ran
 
 

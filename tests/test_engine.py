@@ -30,7 +30,9 @@ def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy, drafts):
     options = {"policy": policy, "chunk_size": 32, "min_batch": 2}
     speculation = {"speculative_config": drafts} if drafts else {}
     found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options}, **speculation)
-    assert (found["drafts"] > 0) is (drafts is not None)
+    assert (found["drafts"] > 0) is (drafts is not None) is (found["accepted"] > 0)
+    assert found["rewarded tokens"] == sum(found["wanted"]), "the policy is told of every token, accepted drafts among them"
+    assert (max(found["rewarded decode steps"]) > 6) is (drafts is not None), "six rows give more than six tokens where drafts are accepted"
     assert stock["scheduler"] == "Scheduler" and found["scheduler"] == "FeatherScheduler"
     assert [len(tokens) for tokens in found["tokens"]] == found["wanted"]
     assert found["tokens"] == stock["tokens"]

@@ -10,22 +10,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
 import feather.sglang
 
 if feather.sglang.missing():
     pytest.skip(feather.sglang.missing(), allow_module_level=True)
 
-import lab.engines.sglang_modelless  # noqa: F401 puts the stubs in place that SGLang needs without a GPU
+import sglang_modelless  # first: it puts in place what SGLang needs without a GPU
 
 # isort: split
 import modelless
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.server_args import ServerArgs
-from sglang_modelless import Driver, make_request, make_scheduler, server_arguments
+from sglang_modelless import TODAY, Driver, make_request, make_scheduler, retract, retractions, set_clock
 
 from feather.hashing import hash_tokens
+from feather.options import Options
 from feather.policies import Policy
 from feather.sglang import install
 from feather.sglang.schedule_policy import FeatherSchedulePolicy, prompt_path
@@ -57,8 +59,11 @@ def requests(groups=3, each=4, decode=lambda i: 4, **arguments):
 
 
 def scheduler_with(options, **settings):
-    install(options)
-    return make_scheduler(**settings)
+    return make_scheduler(options, **settings)
+
+
+in_059 = pytest.mark.skipif(TODAY, reason="of SGLang 0.5.9's classes")
+in_0523 = pytest.mark.skipif(not TODAY, reason="of SGLang 0.5.23's plug-ins")
 
 
 def groups_of(ids):
@@ -82,7 +87,7 @@ def test_every_request_finishes_once_with_its_tokens(options, mode):
     driver.run()
     assert all(request.finished() and len(request.output_ids) == request.sampling_params.max_new_tokens for request in everyone)
     assert scheduler.fallback is None and is_empty(scheduler)
-    assert (sum(request.retraction_count for request in everyone) > 0) is (mode == "retracting")
+    assert (sum(retractions(request) for request in everyone) > 0) is (mode == "retracting")
 
 
 def test_a_stopped_batch_is_homogeneous_and_never_stopping_sorts_by_prefix():
@@ -151,7 +156,7 @@ def test_the_working_set_is_what_runs():
         running = {*scheduler.running_batch.reqs, *(batch.reqs if batch else ()), *filter(None, [scheduler.chunked_req])}
         assert scheduler.policy.former.running == {request for request in running if not request.finished()} - set(scheduler.waiting_queue)
         assert scheduler.policy.former.tree.waiting == set(scheduler.waiting_queue)
-    assert sum(request.retraction_count for request in everyone) > 0
+    assert sum(retractions(request) for request in everyone) > 0
 
 
 def test_a_retracted_request_goes_first():
@@ -160,12 +165,7 @@ def test_a_retracted_request_goes_first():
     driver.add(*requests(groups=2, each=6, decode=lambda i: 30))
     for _ in range(5):
         driver.step()
-    victim = scheduler.running_batch.reqs[0]
-    others = list(scheduler.running_batch.reqs[1:])
-    scheduler.running_batch.release_req(0, len(others), scheduler.server_args)
-    scheduler.running_batch.filter_batch(keep_indices=list(range(1, len(others) + 1)))
-    scheduler._add_request_to_queue(victim, is_retracted=True)
-    scheduler.running_batch.batch_is_full = False
+    victim = retract(scheduler)
     assert scheduler.waiting_queue[-1] is victim
     batch = driver.step()
     assert batch.reqs == [victim]
@@ -272,7 +272,7 @@ def test_the_policy_is_told_what_each_step_gave(mode, monkeypatch):
     policy, now, durations = Told(), [0.0], []
     monkeypatch.setattr("feather.options.Options.make_policy", lambda self: policy)
     scheduler = scheduler_with(NEVER_STOP, **MODES[mode])
-    monkeypatch.setattr(type(scheduler), "clock", lambda self: now[0])
+    set_clock(scheduler, lambda: now[0])
     driver, everyone = Driver(scheduler), requests(each=6)
     driver.add(*everyone)
     run = driver._run
@@ -312,6 +312,52 @@ def test_both_engines_start_the_same_batches(tmp_path, options, groups, each):
     assert peer.starts == starts and len(starts) > (groups * each > 8)
 
 
+# -- what makes a prefix -----------------------------------------------------------------------------------------------
+
+
+@in_0523
+def test_a_cache_salt_is_part_of_the_prefix():
+    tokens = prompt(0, 0)
+    mine, same, other, none = (make_request(str(i), tokens, cache_salt=salt) for i, salt in enumerate(["a", "a", "b", None]))
+    paths = [list(prompt_path(request, CHUNK)) for request in (mine, same, other, none)]
+    assert paths[0] == paths[1] and paths[3] == hash_tokens(tokens, CHUNK)
+    assert not set(paths[0]) & set(paths[2]) and not set(paths[0]) & set(paths[3])
+    driver = Driver(scheduler_with(THRESHOLD, chunked_prefill_size=4096))
+    driver.add(*(make_request(f"{'ab'[i % 2]}.{i}", tokens, cache_salt="ab"[i % 2]) for i in range(8)))
+    driver.run()
+    assert [groups_of(start) for start in driver.starts] == [{"a"}, {"b"}]
+
+
+def test_a_prompt_of_embeddings_shares_nothing():
+    assert prompt_path(SimpleNamespace(input_embeds=[[0.0]], origin_input_ids=[1] * 64, extra_key=None), CHUNK) == ()
+    assert FeatherSchedulePolicy.calc_priority.__name__ == SchedulePolicy.calc_priority.__name__  # the name that SGLang calls
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_its_metrics_have_sglangs_prefix_and_labels():
+    labels = {"model_name": "tiny", "engine_type": "unified", "tp_rank": 0}
+
+    def value(name):
+        return REGISTRY.get_sample_value(f"sglang:feather_{name}", {name: str(value) for name, value in labels.items()})
+
+    scheduler = scheduler_with(THRESHOLD)
+    scheduler.metrics_collector = SimpleNamespace(labels=labels)
+    driver = Driver(scheduler)
+    driver.add(*requests(groups=2, each=2, decode=lambda i: 6))
+    driver.step()
+    assert value("tip_tokens") == 128 and abs(value("batch_homogeneity") - 1 / 2) < 1e-6 and value("stops_total") == 1
+    assert 0 < value("oldest_wait_seconds") < 60 and value("decision_seconds_count") == 1
+    driver.run()
+    assert value("decisions_total") == scheduler.policy.former.decisions and value("fallbacks_total") == 0
+    scheduler.policy.former.policy = None
+    driver.add(*requests(groups=2, each=2))
+    driver.run()
+    scheduler.metrics_collector = None
+    assert value("fallbacks_total") == 1 and scheduler.fallback
+
+
 # -- installing --------------------------------------------------------------------------------------------------------
 
 
@@ -326,7 +372,7 @@ def test_the_policy_is_one_of_sglangs_choices():
     install()
     assert parse("--schedule-policy", "feather").schedule_policy == "feather"
     assert parse("--schedule-policy", "lpm").schedule_policy == "lpm" and parse().schedule_policy == "fcfs"
-    with pytest.raises(argparse.ArgumentError, match=r"invalid choice: 'feathr' \(choose from.*'feather'\)"):
+    with pytest.raises(argparse.ArgumentError, match=r"invalid choice: 'feathr' \(choose from.*'?feather'?\)"):
         parse("--schedule-policy", "feathr")
 
 
@@ -352,22 +398,28 @@ def test_another_sglang_is_refused(found, monkeypatch):
         return found
 
     monkeypatch.setattr("feather.sglang.supported.version", version)
-    with pytest.raises(
-        ImportError, match=r"needs SGLang 0\.5\.9 and " + (r"this is SGLang 0\.5\.10: " if found else "none is installed: ")
-    ):
+    told = r"needs SGLang 0\.5\.9 or 0\.5\.23 and " + (r"this is SGLang 0\.5\.10: " if found else "none is installed: ")
+    with pytest.raises(ImportError, match=told):
         install()
 
 
-@pytest.mark.parametrize("name, value", [("tp_size", 2), ("pp_size", 2), ("disaggregation_mode", "prefill"), ("enable_pdmux", True)])
+UNSUPPORTED = [("tp_size", 2), ("pp_size", 2), ("disaggregation_mode", "prefill"), ("enable_pdmux", True)]
+
+
+@in_059
+@pytest.mark.parametrize("name, value", UNSUPPORTED)
 def test_what_is_not_supported_is_refused_before_the_model_loads(name, value):
+    from sglang_modelless import server_arguments
+
     install()
     with pytest.raises(ValueError, match=f"does not support {name}={value!r}"):
         server_arguments(**{name: value}).check_server_args()
-    with pytest.raises(ValueError, match=name):
-        make_scheduler(**{name: value})
 
 
+@in_059
 def test_priorities_pass_sglangs_own_check():
+    from sglang_modelless import server_arguments
+
     install()
     arguments = server_arguments(enable_priority_scheduling=True, schedule_policy="feather")
     arguments.check_server_args()
@@ -376,6 +428,51 @@ def test_priorities_pass_sglangs_own_check():
         server_arguments(enable_priority_scheduling=True, schedule_policy="lpm").check_server_args()
 
 
+@in_0523
+@pytest.mark.parametrize("name, value", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_when_the_arguments_are_resolved(tmp_path, name, value):
+    chosen = sglang_modelless.sglang_today.arguments(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match=f"does not support {name}={value!r}"):
+        chosen.resolve_once()
+
+
+@in_0523
+def test_the_arguments_stay_as_the_user_wrote_them_and_sglang_reckons_with_its_own_default(tmp_path):
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    chosen = sglang_modelless.sglang_today.arguments(tmp_path, enable_priority_scheduling=True)
+    chosen.resolve_once()
+    chosen.check_server_args()
+    assert chosen.schedule_policy == "feather" and resolving_view(chosen).schedule_policy == "fcfs"
+    with pytest.raises(AttributeError, match="read-only"):
+        chosen.schedule_policy = "fcfs"
+    other = sglang_modelless.sglang_today.arguments(tmp_path, enable_priority_scheduling=True, schedule_policy="lpm")
+    other.resolve_once()
+    with pytest.raises(AssertionError, match="'lpm' is not supported"):
+        other.check_server_args()
+
+
+@in_0523
+def test_a_wrong_option_in_the_environment_ends_the_start_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATHER_OPTIONS", '{"polcy": 1}')
+    with pytest.raises(ValueError, match="unknown option 'polcy': did you mean 'policy'"):
+        sglang_modelless.sglang_today.arguments(tmp_path).resolve_once()
+
+
+@in_0523
+def test_it_is_a_plug_in_that_sglang_finds_and_that_leaves_its_classes_alone():
+    from importlib.metadata import entry_points
+
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    from sglang.srt.managers.scheduler import Scheduler
+
+    assert [point.value for point in entry_points(group="sglang.srt.plugins", name="feather")] == ["feather.sglang.plugin:register"]
+    assert Scheduler.__module__ == "sglang.srt.managers.scheduler" and PrefillAdder.__module__ == "sglang.srt.managers.schedule_policy"
+    assert scheduler_with(NEVER_STOP).get_prefill_adder_class().__name__ == "FeatherAdder"
+    assert scheduler_with(NEVER_STOP, schedule_policy="lpm").get_prefill_adder_class() is PrefillAdder
+
+
+@in_059
 def test_the_schedulers_own_process_has_it_too(tmp_path):
     """As SGLang starts its scheduler: spawned, from a launching script that installs at its top level."""
     script = tmp_path / "serve.py"
@@ -383,7 +480,8 @@ def test_the_schedulers_own_process_has_it_too(tmp_path):
         "from lab.engines.sglang_stubs import stub\nstub()\nimport feather.sglang.serve\n"
         "def child(pipe):\n"
         "    from sglang.srt.managers import scheduler\n"
-        "    pipe.send((scheduler.Scheduler.__name__, scheduler.Scheduler.feather_options.policy))\n"
+        "    from feather.options import Options\n"
+        "    pipe.send((scheduler.PrefillAdder.__name__, Options.from_environment().policy))\n"
         "if __name__ == '__main__':\n"
         "    import multiprocessing\n"
         "    context = multiprocessing.get_context('spawn')\n"
@@ -396,18 +494,11 @@ def test_the_schedulers_own_process_has_it_too(tmp_path):
     root = str(Path(__file__).parents[1])
     environment = {"PYTHONPATH": root, "FEATHER_OPTIONS": '{"policy": "threshold"}', "PATH": "/usr/bin:/bin"}
     found = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-2:] == ["FeatherSglangScheduler", "threshold"]
+    assert found.stdout.split()[-2:] == ["FeatherAdder", "threshold"]
 
 
 @pytest.mark.parametrize("text, message", [("{", "is no JSON"), ("[1]", "must be a JSON object")])
 def test_options_that_are_no_json_object_are_refused(text, message, monkeypatch):
-    from feather.sglang import serve
-
     monkeypatch.setenv("FEATHER_OPTIONS", text)
     with pytest.raises(ValueError, match=message):
-        serve.options()
-
-
-def test_a_prompt_of_embeddings_shares_nothing():
-    assert prompt_path(SimpleNamespace(input_embeds=[[0.0]], origin_input_ids=[1] * 64, extra_key=None), CHUNK) == ()
-    assert FeatherSchedulePolicy.calc_priority.__name__ == SchedulePolicy.calc_priority.__name__  # the name that SGLang calls
+        Options.from_environment()

@@ -147,7 +147,7 @@ def test_what_cannot_work_is_refused(options, message):
 
 
 def test_an_arm_of_the_other_engine_is_refused():
-    with pytest.raises(ValueError, match=r"'oracle \(stop\)' is not one of the arms inside SGLang: FCFS, "):
+    with pytest.raises(ValueError, match=r"'oracle \(stop\)' is not one of the arms inside SGLang 0.5.9: FCFS, "):
         sim().run(workload(), IN_VLLM["oracle (stop)"])
     with pytest.raises(ValueError, match="'LPM' is a policy of SGLang's: it needs engine='sglang'"):
         sim("vllm").run(workload(), ARMS["LPM"])

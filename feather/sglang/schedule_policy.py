@@ -67,10 +67,17 @@ class FeatherSchedulePolicy:
         """Why Feather has failed; the queue is then served in its present order."""
         return self.admission.failure
 
-    def calc_priority(self, waiting_queue: list[Req], running_batch: ScheduleBatch | None = None) -> bool:
+    def calc_priority(self, waiting_queue: list[Req], running_batch: ScheduleBatch | None = None, processed_tokens: int = 0) -> bool:
         """SGLang's name for ordering the queue. Returns False: no prefix was looked up in its cache."""
         self.admission.guarded(self._begin, waiting_queue)
         return False
+
+    def waiting_queue_prefix_matched(self, waiting_queue: list[Req]) -> bool:
+        """For SGLang's report of its load: it knows nothing of what waits."""
+        return False
+
+    def shortest_prefill_chunk_limit(self, chunked_req: Req, waiting_queue: list[Req], budget: int, page_size: int) -> None:
+        """For SGLang's own policy of that name: a prompt in chunks takes all the tokens that there are."""
 
     def verdict(self, request: Req) -> Verdict:
         """Whether to add the request that SGLang has come to."""
@@ -158,9 +165,10 @@ class FeatherSchedulePolicy:
 
 
 def prompt_path(request: Req, chunk_size: int) -> Sequence[Hashable]:
-    """The prompt's chunk hashes. SGLang keeps what makes the prefix besides the tokens (LoRA adapter, cache salt) in
+    """The prompt's chunk hashes. SGLang keeps what makes the prefix besides the tokens (the LoRA adapter, and in 0.5.9 the cache salt) in
     ``extra_key``, and puts placeholders for images among the tokens. A prompt given as embeddings shares nothing."""
     if request.input_embeds is not None:
         return ()
-    keys = [(0, request.extra_key.encode())] if request.extra_key else []
+    salt = getattr(request, "cache_salt", None)
+    keys = [(0, key.encode()) for key in (request.extra_key, salt and f"salt {salt}") if key]
     return hash_tokens(request.origin_input_ids, chunk_size, keys)

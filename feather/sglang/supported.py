@@ -1,24 +1,26 @@
-"""The SGLang version that the adapter is for, and the name of Feather's policy there."""
+"""The SGLang releases that the adapter is for, and the name of Feather's policy there."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 POLICY = "feather"
-VERSION = "0.5.9"
+VERSIONS = ("0.5.9", "0.5.23")
+"""that of the paper's time, where Feather replaces SGLang's classes, and today's, where it is a plug-in"""
 
 
-def check_version() -> None:
-    """Raises ImportError, with the mend, if SGLang is missing or is not the release that Feather has been tested with. The adapter
-    uses SGLang's internals, which change from release to release."""
+def check_version() -> str:
+    """SGLang's version. Raises ImportError, with the mend, if it is missing or is no release that Feather has been tested with: the
+    adapter uses SGLang's internals, which change from release to release."""
     try:
         found = version("sglang")
     except PackageNotFoundError:
-        found = None
-    if found != VERSION:
+        found = ""
+    if found not in VERSIONS:
         raise ImportError(
-            f"Feather needs SGLang {VERSION} and {f'this is SGLang {found}' if found else 'none is installed'}: "
-            f"pip install 'sglang=={VERSION}' (to read its scheduling code without a GPU: "
+            f"Feather needs SGLang {' or '.join(VERSIONS)} and {f'this is SGLang {found}' if found else 'none is installed'}: "
+            f"pip install 'sglang=={VERSIONS[-1]}' (to read the scheduling code of {VERSIONS[0]} without a GPU: "
             "python -m pip install --no-deps -r requirements/peers.txt)"
         )
+    return found
 
 
 def missing() -> str | None:

@@ -7,6 +7,7 @@ A queue that reports itself empty therefore *stops the batch*, which is all that
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request as VllmRequest
@@ -162,6 +163,10 @@ class FeatherQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[VllmRequest]:
         return iter(self._waiting.values())
+
+    def __getitem__(self, place: int | slice) -> Any:
+        # In the order of iteration, which is not the one in which Feather will admit them.
+        return list(self._waiting.values())[place]
 
     def oldest_wait(self) -> float:
         """Seconds since the request that is first in the queue arrived; 0 for an empty queue."""

@@ -14,8 +14,9 @@ from vllm.v1.request import Request
 
 from feather.memory import Memory
 from feather.options import Options
+from feather.report import Report
 from feather.vllm.attention.counters import Reader
-from feather.vllm.metrics import Report
+from feather.vllm.metrics import add_to
 from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 from feather.vllm.steps import StepsInFlight
@@ -77,8 +78,11 @@ class FeatherScheduler(AsyncScheduler):
         if queue.failure is not None:
             self._fall_back(queue.failure)
             return super().schedule(*args, **kwargs)
-        start = self.clock()
+        start, stops = self.clock(), queue.stops
         output = super().schedule(*args, **kwargs)
+        if queue.stops > stops:
+            # vLLM takes a queue that is left over for a lack of capacity, and then no longer keeps prefills to every n-th step.
+            self.prefill_capacity_bound = False
         self._steps.formed(output, queue.formed(), start)
         if self.options.rows == "prefix":
             # vLLM's runner for GPUs (V2) sorts the rows by kind, stably: this order decides within a kind. The running list keeps its own order,
@@ -108,7 +112,7 @@ class FeatherScheduler(AsyncScheduler):
         stats = super().make_stats(*args, **kwargs)
         queue = self.waiting if isinstance(self.waiting, FeatherQueue) else None
         if stats is not None and (self.fallback or queue is not None):
-            self._report.add_to(stats, queue)
+            add_to(stats, self._report.numbers(None) if queue is None else self._report.numbers(queue.admission, queue.oldest_wait()))
         return stats
 
     def _fall_back(self, failure: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-TESTED = ("0.25", "0.31", "0.32")  # 0.25: the scheduler alone, driven without a model (0.25.1)
+TESTED = ("0.25", "0.31", "0.32", "0.33")  # 0.31 with a model; the others' schedulers alone, driven without one (0.25.1, 0.32.0, 0.33.0)
 OVERRIDE = "FEATHER_UNTESTED_VLLM"
 
 

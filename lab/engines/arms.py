@@ -12,8 +12,9 @@ class Arm:
 
     name: str
     kind: str
-    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy of SGLang's over a radix tree, inside vLLM), "block table",
-    "feather", or "sglang" (a policy of SGLang's inside SGLang). Names are those of the engine that an arm runs in."""
+    """"fcfs" (the engine's own queue), "oracle" (group ids given), "radix" (a policy over a radix tree, as in SGLang, inside vLLM), "block table",
+    "window" (a bounded look ahead), "feather", "published" (a rule of the paper's authors in our tree), or "sglang" (a policy of SGLang's inside
+    SGLang). Names are those of the engine that an arm runs in."""
     options: dict[str, Any] = field(default_factory=dict)
     what: str = ""
     """in a few words, for the table of arms"""
@@ -84,6 +85,17 @@ ARMS = {
         Arm("LPM", "radix", {"policy": "lpm"}, "longest cached prefix first"),
         Arm("DFS-weight", "radix", {"policy": "dfs-weight"}, "depth-first through the tree of cached prefixes, heavier subtrees first"),
         Arm("block table", "block table", what="who shares most blocks with the batch first"),
+        # What a user would try today; docs/peers.md tells more.
+        Arm("HRRN", "radix", {"policy": "hrrn"}, "highest response ratio first: waiting time against prefill left"),
+        Arm("shortest prefill first", "radix", {"policy": "shortest-prefill-first"}, "fewest tokens left to prefill first"),
+        Arm("LPM, ageing", "radix", {"policy": "lpm, ageing", "ageing": 256}, "longest cached prefix first, plus 256 tokens for each pass waited",
+            "an open pull request of SGLang's"),
+        Arm("k-LPM", "radix", {"policy": "k-lpm", "k": 4}, "four picks by longest cached prefix, then one by arrival", "arXiv 2502.04677"),
+        Arm("admission window", "window", {"window": 32}, "longest cached prefix among the 32 oldest"),
+        Arm("authors' rule", "published", {"rule": "rule"}, "a candidate may cost five chunks of 50 tokens, or seven under load; a growing floor"),
+        Arm("authors' bandit", "published", {"rule": "bandit"}, "UCB1 over batch size, loss of shared prefix and waiting relatives"),
+        Arm("authors' radix cost", "published", {"rule": "radix cost"}, "a candidate may cost 50 tokens"),
+        Arm("authors' plain CHT", "published", {"rule": "plain CHT"}, "a candidate may cost one chunk of 500 tokens"),
     )
 }  # fmt: skip
 """inside vLLM"""
@@ -114,7 +126,7 @@ SGLANG_ARMS = {
         Arm("DFS-weight", "sglang", {"policy": "dfs-weight"}, "depth-first through the tree of cached prefixes, heavier subtrees first"),
     )
 }
-"""inside SGLang"""
+"""inside SGLang 0.5.9, whose scheduler the modelled engine runs; the policies that came after it are arms inside vLLM"""
 
 
 def arm_of(name: str) -> Arm:
@@ -126,6 +138,9 @@ def named(*names: str) -> list[Arm]:
     """Arms inside vLLM by their names. Raises KeyError for one that there is not."""
     return [ARMS[name] for name in names]
 
+
+PEERS = named("HRRN", "shortest prefill first", "LPM", "LPM, ageing", "k-LPM", "admission window")
+PUBLISHED = named("authors' rule", "authors' bandit", "authors' radix cost", "authors' plain CHT")
 
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 MAIN = named("FCFS", "Feather (never stop)", "Feather (threshold, patient)")

@@ -152,18 +152,26 @@ class CachedPrompts:
 
 
 class RadixQueue(OrderedQueue):
-    """The queue policies of SGLang over a token-level radix tree of the prompts whose KV is cached.
+    """Queue policies over a token-level radix tree of the prompts whose KV is cached: SGLang's own, and two that were proposed for it.
 
-    "lpm": longest cached prefix first. Of several requests without one that share a prefix among themselves, only the
-    first keeps its place, so that the others find it cached later. "dfs-weight": depth-first through the tree, the
-    subtree with more waiting requests first.
+    * "lpm": longest cached prefix first. Of several requests without one that share a prefix among themselves, only the
+      first keeps its place, so that the others find it cached later.
+    * "dfs-weight": depth-first through the tree, the subtree with more waiting requests first.
+    * "hrrn": highest response ratio next: prompt tokens that the engine has computed since the request came, over those that it would
+      have to compute for it.
+    * "shortest-prefill-first": fewest tokens to compute first.
+    * "lpm, ageing": lpm with ``ageing`` tokens added to the match for every pass that a request was seen and not admitted.
+    * "k-lpm": of every k requests, first the oldest, then k - 1 by lpm: first come, first served at k = 1, lpm as k grows.
 
     Args:
-        policy: "lpm" or "dfs-weight".
+        policy: one of these.
         capacity: tokens of KV cache.
         running: the scheduler's live list of running requests.
         cached: prompts whose KV is cached to begin with.
-        cut_off: above so many waiting requests LPM gives way to order of arrival (SGLang: 128); None: never.
+        cut_off: above so many waiting requests lpm and hrrn give way to order of arrival (SGLang: 128); None: never.
+        computed: gives the prompt tokens that the engine has computed so far, for hrrn.
+        ageing: tokens per pass.
+        k: requests.
     """
 
     def __init__(
@@ -173,15 +181,28 @@ class RadixQueue(OrderedQueue):
         running: Callable[[], list[Request]],
         cached: Iterable[list[int]] = (),
         cut_off: int | None = None,
+        computed: Callable[[], int] = lambda: 0,
+        ageing: int = 0,
+        k: int = 1,
     ):
         super().__init__()
-        self._policy = policy
-        self._running = running
-        self._cut_off = cut_off
+        self._order_of = {
+            "lpm": self._longest_prefix_first,
+            "lpm, ageing": self._longest_prefix_first,
+            "dfs-weight": self._depth_first,
+            "hrrn": self._highest_response_ratio_first,
+            "shortest-prefill-first": self._shortest_prefill_first,
+            "k-lpm": self._oldest_and_longest_prefix_in_turns,
+        }[policy]
+        self._cut_off = cut_off if policy in ("lpm", "hrrn") else None
+        self._running, self._computed, self._ageing, self._k = running, computed, ageing, k
         self._cached = CachedPrompts(capacity)
         for tokens in cached:
             self._cached.insert(tokens)
         self._inserted: set[str] = set()
+        self._passes: Counter[str] = Counter()  # in which a waiting request was seen
+        self._computed_before: dict[str, int] = {}  # when a waiting request came
+        self._taken = 0  # requests so far
 
     def order(self, waiting: list[Request]) -> list[Request]:
         running = self._running()
@@ -189,15 +210,23 @@ class RadixQueue(OrderedQueue):
             if request.request_id not in self._inserted:
                 self._cached.insert(request.prompt_token_ids)
         self._inserted = {request.request_id for request in running}
-        if self._policy == "lpm":
-            if self._cut_off is not None and len(waiting) > self._cut_off:
-                return waiting
-            return self._longest_prefix_first(waiting)
-        return self._depth_first(waiting)
+        self._passes.update(request.request_id for request in waiting)
+        if self._cut_off is not None and len(waiting) > self._cut_off:
+            return waiting
+        return self._order_of(waiting)
 
-    def _longest_prefix_first(self, waiting: list[Request]) -> list[Request]:
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        self._computed_before[request.request_id] = self._computed()
+
+    def pop_request(self) -> Request:
+        self._taken += 1
+        return super().pop_request()
+
+    def _matches(self, waiting: list[Request]) -> dict[str, tuple[bool, int]]:
+        """By id: whether another that waits is to go first and leave the prefix in the cache, and how many tokens are cached."""
         among_waiting = CachedPrompts(float("inf"))
-        keys = {}
+        found = {}
         for request in waiting:
             tokens = request.prompt_token_ids
             cached, _ = self._cached.match(tokens)
@@ -206,8 +235,46 @@ class RadixQueue(OrderedQueue):
                 later = among_waiting.match(tokens)[0] >= SGLANG_IN_BATCH
                 if not later:
                     among_waiting.insert(tokens)
-            keys[request.request_id] = (later, 0 if later else -cached)
-        return sorted(waiting, key=lambda request: keys[request.request_id])
+            found[request.request_id] = later, cached
+        return found
+
+    def _longest_prefix_first(self, waiting: list[Request]) -> list[Request]:
+        matches = self._matches(waiting)
+
+        def key(request: Request) -> tuple[bool, int]:
+            later, cached = matches[request.request_id]
+            # The present pass is none in which the request has waited in vain.
+            return later, 0 if later else -(cached + self._ageing * (self._passes[request.request_id] - 1))
+
+        return sorted(waiting, key=key)
+
+    def _highest_response_ratio_first(self, waiting: list[Request]) -> list[Request]:
+        matches, computed = self._matches(waiting), self._computed()
+
+        def key(request: Request) -> tuple[float, str]:
+            later, cached = matches[request.request_id]
+            waited = computed - self._computed_before.get(request.request_id, computed)
+            return float("inf") if later else -waited / max(1, len(request.prompt_token_ids) - cached), request.request_id
+
+        return sorted(waiting, key=key)
+
+    def _shortest_prefill_first(self, waiting: list[Request]) -> list[Request]:
+        matches = self._matches(waiting)
+
+        def key(request: Request) -> tuple[bool, int]:
+            later, cached = matches[request.request_id]
+            return later, max(1, len(request.prompt_token_ids) + request.num_output_tokens - cached)  # one token at least is computed
+
+        return sorted(waiting, key=key)  # stable: among equals, the one that came first
+
+    def _oldest_and_longest_prefix_in_turns(self, waiting: list[Request]) -> list[Request]:
+        by_match, ordered = {request.request_id: request for request in self._longest_prefix_first(waiting)}, []
+        by_arrival = {request.request_id: request for request in waiting}
+        for turn in range(self._taken, self._taken + len(waiting)):
+            id_ = next(iter(by_match if turn % self._k else by_arrival))
+            del by_match[id_]
+            ordered.append(by_arrival.pop(id_))
+        return ordered
 
     def _depth_first(self, waiting: list[Request]) -> list[Request]:
         ending: dict[RadixNode, list[Request]] = defaultdict(list)
@@ -253,3 +320,25 @@ class BlockTableQueue(OrderedQueue):
             blocks, *_ = self._manager.get_computed_blocks(request)
             shared[request.request_id] = sum(block in in_use for block in blocks.get_block_ids()[0])
         return sorted(waiting, key=lambda request: -shared[request.request_id])
+
+
+class WindowQueue(OrderedQueue):
+    """A bounded, cache-aware look ahead: of the first ``window`` requests by arrival, those whose prefix is in the cache go first, the longest
+    first, before a request without one takes its blocks; all others keep their places. While less than ``threshold`` of the KV cache is in
+    use there is nothing to protect, and the order is that of arrival.
+
+    Args:
+        manager: the engine's own KV-cache manager.
+        window: requests.
+        threshold: share of the KV cache, 0 … 1.
+    """
+
+    def __init__(self, manager: KVCacheManager, window: int, threshold: float = 0.5):
+        super().__init__()
+        self._manager, self._window, self._threshold = manager, window, threshold
+
+    def order(self, waiting: list[Request]) -> list[Request]:
+        if self._manager.usage < self._threshold:
+            return waiting
+        near = sorted(waiting[: self._window], key=lambda request: -self._manager.get_computed_blocks(request)[1])
+        return near + waiting[self._window :]

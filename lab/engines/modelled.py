@@ -248,7 +248,7 @@ class ModelledEngine:
             sampled, cached = scheduler.deliver()
             delivered, finished = time.perf_counter() - began, unfinished - scheduler.unfinished
             found += cached
-            log.append((self.now - start, timed, queue, like_neighbours(scheduler.row_ids, step.groups)))
+            log.append((self.now - start, timed, queue, like_neighbours(scheduler.row_ids, step.groups), len(sampled)))
             for id_ in sampled:
                 produced[id_].append(self.now - start)
                 token_times.append(self.now - start)
@@ -279,7 +279,7 @@ class ModelledEngine:
             if got != prompt.decode_tokens and not dropped:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
         steps = self.scheduler.steps
-        ended, times, queue, neighbours = zip(*log)
+        ended, times, queue, neighbours, tokens = zip(*log)
         arrived = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
         return ModelledRun(
             seconds=seconds,
@@ -290,6 +290,7 @@ class ModelledEngine:
             step_seconds=np.array([step.seconds for step in times]),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
+            step_tokens=np.array(tokens),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
             queue_seconds=np.array(queue),

@@ -1,4 +1,4 @@
-"""SGLang's real scheduler, policies, adder and radix cache, as the modelled device drives them.
+"""SGLang 0.5.9's real scheduler, policies, adder and radix cache, as the modelled device drives them.
 
 Its own code decides whom the waiting queue brings first, who is admitted and with how many tokens (``new_token_ratio``), that prompts
 run before and apart from decoding, what is evicted from the radix cache and who is retracted when memory is full. Ours are:
@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from feather.options import Options
-from feather.sglang import POLICY, VERSION
+from feather.sglang import POLICY, VERSIONS, install
 from lab.engines.arms import SGLANG_ARMS, Arm
 from lab.engines.run import Step
 from lab.engines.scheduling import Scheduled
-from lab.engines.sglang_modelless import SEAT, FeatherSchedulePolicy, ModellessScheduler, Req, made_up, make_request
+from lab.engines.sglang_modelless import ModellessScheduler, Req, made_up, make_request
 from lab.llm import Model
 from lab.model.steptime import Batch
 from lab.workloads import Prompt
@@ -33,7 +33,7 @@ class SglangScheduling:
     """``lab.engines.scheduling.Scheduling`` by SGLang, over a KV cache of so many tokens; ``block_size`` is what evictions are counted
     in; ``clock`` gives the seconds that Feather takes for the time. Its own pages are of one token (SGLang's default)."""
 
-    version = f"sglang {VERSION}"
+    version = f"sglang {VERSIONS[0]}"
     sorts = False
 
     def __init__(self, model: Model, kv_tokens: int, max_batch: int, max_batched_tokens: int, block_size: int, clock: Callable[[], float]):
@@ -64,7 +64,7 @@ class SglangScheduling:
         if self._requests:
             raise RuntimeError(f"cannot change to {arm.name} while requests are unfinished")
         if arm.kind not in ("fcfs", "feather", "sglang"):
-            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang: {', '.join(SGLANG_ARMS)}")
+            raise ValueError(f"{arm.name!r} is not one of the arms inside SGLang {VERSIONS[0]}: {', '.join(SGLANG_ARMS)}")
         self.real.change_policy(arm)
         self.steps: list[Step] = []
         self._groups.clear()
@@ -102,7 +102,7 @@ class SglangScheduling:
         ))  # fmt: skip
         self._queue_seconds = 0.0
         admitted = len(batch.reqs) - (unfinished_prompt in batch.reqs) if prefill else 0
-        charged = "feather" if isinstance(real.policy, FeatherSchedulePolicy) else self._charged
+        charged = "feather" if real.feather is not None else self._charged
         return Scheduled(len(batch.reqs), admitted, charged)
 
     def batch(self, free_prefill: bool) -> Batch:
@@ -132,7 +132,7 @@ class SglangScheduling:
 
     def _clocked(self, method: Callable) -> Callable:
         def clocked(*arguments):
-            if method.__name__ == "calc_priority" and not isinstance(self.real.policy, FeatherSchedulePolicy):
+            if method.__name__ == "calc_priority" and self.real.feather is None:
                 self._charged = self.real.policy._determine_active_policy(arguments[0]).value
             start = time.perf_counter()
             try:
@@ -150,12 +150,14 @@ class SglangScheduling:
 
 class _Scheduler(ModellessScheduler):
     def change_policy(self, arm: Arm) -> None:
-        if hasattr(self.tree_cache, SEAT):
-            delattr(self.tree_cache, SEAT)
-        self.schedule_policy = {"fcfs": "fcfs", "feather": POLICY}.get(arm.kind) or arm.options["policy"]
+        if self.feather is not None:
+            self.feather.leave()
+        self.schedule_policy = self.server_args.schedule_policy = {"fcfs": "fcfs", "feather": POLICY}.get(arm.kind) or arm.options["policy"]
         if arm.kind == "feather":  # the budget is one of real time, of which a virtual clock knows nothing
-            self.feather_options = replace(Options.from_mapping(arm.options), decision_budget=float("inf"))
+            install(replace(Options.from_mapping(arm.options), decision_budget=float("inf")).flat())
         self.init_schedule_policy()
+        if self.feather is not None:
+            self.feather.now, self.feather.failed = self.clock, _failed
         if not arm.options.get("cut_off", True):
             policy = self.policy
             policy._determine_active_policy = lambda waiting: policy.policy
@@ -171,8 +173,9 @@ class _Scheduler(ModellessScheduler):
         self.req_to_token_pool.clear()
         self.token_to_kv_pool_allocator.clear()
 
-    def _fall_back(self, failure: str) -> None:
-        raise RuntimeError(f"the policy under study failed: {failure}")
+
+def _failed(failure: str) -> None:
+    raise RuntimeError(f"the policy under study failed: {failure}")
 
 
 def _shared(requests: list[Req]) -> tuple[list[int], list[list[tuple[int, int]]]]:

@@ -138,8 +138,11 @@ class VllmScheduling:
 
 
 def kind_of(arm: Arm) -> str:
-    """The row of the cost table that an arm (``lab.engines.arms.Arm``) is charged by."""
-    return f"{arm.kind} {arm.options['policy']}" if arm.kind == "radix" else arm.kind
+    """The row of the cost table that an arm (``lab.engines.arms.Arm``) is charged by. Whatever matches all that waits in a radix tree is
+    charged as LPM, whose sorting is a small part; a window of some tens of requests is not charged."""
+    if arm.kind == "radix":
+        return "radix dfs-weight" if arm.options["policy"] == "dfs-weight" else "radix lpm"
+    return {"published": "feather", "window": "fcfs"}.get(arm.kind, arm.kind)
 
 
 class SimScheduler(StudyScheduler):

@@ -44,6 +44,9 @@ class RealEngine:
     """rows of one prefix side by side in the batch (on a GPU only with ``runner="V2"``)"""
     runner: str = "V1"
     """vLLM's model runner on a GPU: "V1", which alone knows cascade attention, or "V2", its default, which alone follows an order of rows"""
+    drafts: int = 0
+    """tokens that a row is given as a draft in each step, found by n-grams in its own context and verified by the model; ``use_drafts`` switches
+    them between runs"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
@@ -100,6 +103,9 @@ class RealEngine:
                     f"kv_tokens={self.kv_tokens} must be at least {least}: {shape.name} takes requests of {shape.max_tokens} tokens"
                 )
             options["num_gpu_blocks_override"] = self.kv_tokens // self.block_size
+        if self.drafts:
+            n_grams = {"method": "ngram", "num_speculative_tokens": self.drafts, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+            options["speculative_config"] = n_grams
         with tempfile.TemporaryDirectory() as folder:
             self.llm = LLM(
                 model=self.weights or str(shape.write(Path(folder))),
@@ -119,6 +125,7 @@ class RealEngine:
         self.scheduler = core.scheduler
         self.kv_tokens = self.scheduler.kv_cache_config.num_blocks * self.block_size
         self._runner = core.model_executor.driver_worker.worker.model_runner
+        self._propose = self._runner.drafter.propose if self.drafts else None
         self._watch_cascade()
         self.use_kernel(self.kernel, self.sorted_rows)
 
@@ -176,6 +183,13 @@ class RealEngine:
     def _builders(self) -> list:
         return [builder for groups in self._runner.attn_groups for group in groups for builder in group.metadata_builders]
 
+    def use_drafts(self, on: bool) -> None:
+        """Drafts for the runs to come, or not. Raises ValueError for an engine that was made without."""
+        if on and not self.drafts:
+            raise ValueError("use_drafts(True): this engine was made with drafts=0")
+        if self.drafts:
+            self._runner.drafter.propose = self._propose if on else lambda count, sampled, *rest, **named: [[] for _ in sampled]
+
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Put the prefixes into the prefix cache, one request each; warm workloads find them there from now on. ``anew``: and
         nothing of earlier runs."""
@@ -215,7 +229,7 @@ class RealEngine:
         done: set[str] = set()
         cached = 0
         clients = workload.clients or len(pending)
-        step_times, step_seconds, neighbours, cascade = [], [], [], []
+        step_times, step_seconds, step_tokens, neighbours, cascade = [], [], [], [], []
         token_times: list[float] = []
         unfinished: list[str] = []  # dropped
         start = time.perf_counter()
@@ -250,11 +264,10 @@ class RealEngine:
             if len(self.scheduler.steps) > steps_before:
                 step_times.append(ended - start)
                 step_seconds.append(ended - began)
+                step_tokens.append(sum(len(output.outputs[0].token_ids) for output in outputs))
                 groups = self.scheduler.steps[-1].groups
                 rows = groups if self.runner == "V2" else self._runner.input_batch.req_ids
-                if (
-                    self.sorted_rows and self.backend == "cpu"
-                ):  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                if self.sorted_rows and self.backend == "cpu":  # the runner's rows stay; it is the kernel that is given them by prefix
                     rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
                 neighbours.append(like_neighbours(rows, groups))
                 cascade.append(self._cascaded or self._shared_steps() > shared_before)
@@ -290,6 +303,7 @@ class RealEngine:
             step_seconds=np.array(step_seconds),
             decode_rows=np.array([step.decode_rows for step in steps]),
             prefill_tokens=np.array([step.prefill_tokens for step in steps]),
+            step_tokens=np.array(step_tokens),
             groups=np.array([len(set(step.groups.values())) for step in steps]),
             neighbours=np.array(neighbours),
             queue_seconds=np.array([step.queue_seconds for step in steps]),

@@ -43,6 +43,8 @@ class Run:
     step_seconds: np.ndarray = per("step")
     decode_rows: np.ndarray = per("step")
     prefill_tokens: np.ndarray = per("step")
+    step_tokens: np.ndarray = per("step")
+    """output tokens; a decoding row gives several where drafts are accepted"""
     groups: np.ndarray = per("step")
     """distinct prefix groups in the step"""
     neighbours: np.ndarray = per("step")
@@ -101,7 +103,7 @@ class Run:
             found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")
             found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
         if decode.any():
-            found["decode throughput"] = (self.decode_rows[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
+            found["decode throughput"] = (self.step_tokens[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
             found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
             found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
             found["groups per batch"] = (self.groups[decode].mean(), "groups")

@@ -1,14 +1,15 @@
-"""SGLang's real scheduler, policy, adder, radix cache, pools and batches without a model, on a machine without a GPU: for simulation
+"""SGLang 0.5.9's real scheduler, policy, adder, radix cache, pools and batches without a model, on a machine without a GPU: for simulation
 and tests, which make up the tokens."""
 
 from types import SimpleNamespace
 
 import torch
 
-from feather.sglang import check_version, install
+from feather.sglang import VERSIONS, check_version, install
 from lab.engines.sglang_stubs import stub
 
-check_version()
+if (found := check_version()) != VERSIONS[0]:
+    raise ImportError(f"this is SGLang {found}, and the modelled engine runs the scheduler of {VERSIONS[0]}: use the environment .venv")
 stub()
 from sglang.srt import server_args as server_args_module  # noqa: E402
 from sglang.srt.disaggregation.utils import DisaggregationMode  # noqa: E402
@@ -20,11 +21,10 @@ from sglang.srt.mem_cache.radix_cache import RadixCache  # noqa: E402
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
-install()  # the adder that knows Feather; it leaves SGLang's own policies as they are
-from feather.sglang.batching import SEAT, FeatherSglangScheduler  # noqa: E402
-from feather.sglang.schedule_policy import FeatherSchedulePolicy  # noqa: E402
+install()  # the hooks; they leave SGLang's own policies as they are
+from sglang.srt.managers.scheduler import Scheduler  # noqa: E402
 
-__all__ = ["SEAT", "FeatherSchedulePolicy", "ModellessScheduler", "Req", "made_up", "make_request", "server_arguments"]
+__all__ = ["ModellessScheduler", "Req", "made_up", "make_request", "server_arguments"]
 
 _TOKEN = 7  # what every step samples
 _VOCABULARY = 1_000_000
@@ -44,8 +44,8 @@ def server_arguments(**changes):
     return arguments
 
 
-class ModellessScheduler(FeatherSglangScheduler):
-    """SGLang's scheduler, and Feather's with ``schedule_policy="feather"``, as far as it schedules.
+class ModellessScheduler(Scheduler):
+    """SGLang's scheduler, with Feather's policy under ``schedule_policy="feather"``, as far as it schedules.
 
     Args:
         slots: tokens that the KV pool holds.
@@ -66,6 +66,7 @@ class ModellessScheduler(FeatherSglangScheduler):
         self.model_config = _MODEL
         self.device = "cpu"
         self.spec_algorithm = SpeculativeAlgorithm.from_string(None)
+        self.metrics_collector = self.feather = self.fallback = None
         self.enable_hierarchical_cache = self.enable_hicache_storage = self.enable_metrics = False
         self.abort_on_priority_when_disabled = self.enable_lora_overlap_loading = self.require_mlp_sync = False
         self.enable_dynamic_chunking = self.current_scheduler_metrics_enabled = False

@@ -9,10 +9,12 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue
 
 from feather.options import Options
+from feather.vllm.prefix import prefix_path
 from feather.vllm.queue import FeatherQueue
 from feather.vllm.scheduler import FeatherScheduler
 from lab.engines.arms import ARMS, Arm
-from lab.engines.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, group_of
+from lab.engines.baselines import ArrivalQueue, BlockTableQueue, OracleQueue, RadixQueue, WindowQueue, group_of
+from lab.engines.published import make_former
 from lab.engines.run import Step
 
 
@@ -78,6 +80,7 @@ class StudyScheduler(FeatherScheduler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.warmed: list[list[int]] = []  # prompts that a study has put into the prefix cache
+        self.computed = 0  # prompt tokens so far
         self.sorted_rows = False  # what the scheduler lists side by side; on a CPU it is the attention backend that sorts
         self._evictions = self.kv_cache_manager.block_pool.metrics_collector = _Evictions()
         self.use(ARMS["FCFS"])
@@ -113,9 +116,17 @@ class StudyScheduler(FeatherScheduler):
             return OracleQueue(running=lambda: self.running, **arm.options)
         if arm.kind == "radix":
             capacity = self.cache_config.num_gpu_blocks * self.block_size
-            return RadixQueue(capacity=capacity, running=lambda: self.running, cached=self.warmed, **arm.options)
+            return RadixQueue(
+                capacity=capacity, running=lambda: self.running, cached=self.warmed, computed=lambda: self.computed, **arm.options
+            )
         if arm.kind == "block table":
             return BlockTableQueue(self.kv_cache_manager, running=lambda: self.running)
+        if arm.kind == "window":
+            return WindowQueue(self.kv_cache_manager, **arm.options)
+        if arm.kind == "published":
+            former, chunk = make_former(arm.options["rule"], max_batch=self.max_num_running_reqs, clock=lambda: self.clock())
+            block = self.kv_cache_manager.block_pool.hash_block_size
+            return FeatherQueue(former, lambda request: prefix_path(request, chunk, block), lambda: self.running)
         return self.make_feather_queue(self.options)
 
     @staticmethod
@@ -134,6 +145,7 @@ class StudyScheduler(FeatherScheduler):
         tokens = output.num_scheduled_tokens
         if tokens:
             prefill = [count for id_, count in tokens.items() if id_ not in decoding]
+            self.computed += sum(prefill)
             groups = {id_: group_of(self.requests[id_]) for id_ in tokens}
             stopped = len(self.waiting) > 0 and len(self.running) < self.max_num_running_reqs
             preempted, evicted = len(output.preempted_req_ids or ()), self._evictions.count - evicted

@@ -17,7 +17,7 @@ from feather.hashing import hash_blocks, hash_tokens
 from feather.options import Options
 from feather.request import Request
 from feather.sglang import missing
-from lab.studies.sglang_peer import Peer
+from lab.studies.sglang_peer import POLICIES, Peer, queues
 from lab.workloads import even_sizes, grouped, make_prefixes
 
 GROUPS, RUNNING, BLOCK, CHUNK = 5, 100, 16, 512
@@ -66,7 +66,7 @@ class PeerSteps:
 
     def between(self) -> None:
         """Outside the schedule call: the first of the queue is admitted, another arrives."""
-        self.peer.cached(self.peer.waiting.pop(0).origin_input_ids)
+        self.peer.cached(list(self.peer.waiting.pop(0).origin_input_ids))
         self._arrive()
 
     def _arrive(self) -> None:
@@ -83,7 +83,8 @@ class AdapterSteps:
         from feather.sglang.schedule_policy import FeatherSchedulePolicy  # on SGLang, which Peer has found
 
         former = Options(policy="never_stop", chunk_size=CHUNK).make_former(max_batch=RUNNING)
-        self.policy, self.running = FeatherSchedulePolicy(former, CHUNK, lambda: True), deque()
+        self.running: deque = deque()
+        self.policy = FeatherSchedulePolicy(former, CHUNK, lambda: set(self.running))
         for _ in range(RUNNING + waiting):
             self._arrive()
         for _ in range(RUNNING):
@@ -96,6 +97,8 @@ class AdapterSteps:
         self.policy.calc_priority(queue)
         self.policy.verdict(queue[0])
         self.policy.admitted(queue[0])
+        if self.policy.failure is not None:
+            raise RuntimeError(f"what is to be measured has failed: {self.policy.failure}")
 
     def between(self) -> None:
         """Outside the schedule call: who was admitted leaves the queue, another finishes, another arrives."""
@@ -104,7 +107,7 @@ class AdapterSteps:
         self._replace()
 
     def _replace(self) -> None:
-        self.running.popleft().finished_reason = "length"
+        self.running.popleft()
 
     def _arrive(self) -> None:
         self.peer.arrive(str(self.next), self.prompts[self.next % len(self.prompts)])
@@ -113,22 +116,22 @@ class AdapterSteps:
 
 def measure(prompt_tokens: int, waiting: int, steps: int, cut_off: bool = False, adapter: bool = False) -> pd.DataFrame:
     """CPU time of one steady-state step under every policy, interleaved: tidy rows of policy, prompt_tokens, waiting,
-    repeat, ms; of Feather alone where SGLang is not installed. The suffix of 20 tokens comes on top of ``prompt_tokens``. ``cut_off`` adds LPM with SGLang's rule that it
-    falls back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
+    repeat, ms; of Feather alone where SGLang is not installed. The suffix of 20 tokens comes on top of ``prompt_tokens``. SGLang's policies
+    are those of the installed version that look at prefixes; ``cut_off`` adds LPM (and HRRN) with SGLang's rule that they
+    fall back to order of arrival above 128 waiting requests, ``adapter`` the whole of what Feather does inside SGLang."""
     count = RUNNING + waiting + steps
     prefixes = make_prefixes(GROUPS, prompt_tokens)
     prompts = [prompt.tokens for prompt in grouped(prefixes, even_sizes(count, GROUPS), seed=0).prompts]
     blocks = [block_hashes(prompt) for prompt in prompts]
     peers = not missing()
-    arms = (
-        {"SGLang LPM": PeerSteps(prompts, waiting, "lpm"), "SGLang DFS-weight": PeerSteps(prompts, waiting, "dfs-weight")} if peers else {}
-    )
+    arms = {f"SGLang {POLICIES[policy]}": PeerSteps(prompts, waiting, policy) for policy in queues()} if peers else {}
     arms |= {
         "Feather, from tokens": FeatherSteps([lambda p=prompt: hash_tokens(p, CHUNK) for prompt in prompts], waiting),
         "Feather, from block hashes": FeatherSteps([lambda b=hashes: hash_blocks(b, BLOCK, CHUNK) for hashes in blocks], waiting),
     }
     if cut_off and peers:
-        arms["SGLang LPM, cut off"] = PeerSteps(prompts, waiting, "lpm", cut_off=True)
+        for policy in {"lpm", "hrrn"} & set(queues()):
+            arms[f"SGLang {POLICIES[policy]}, cut off"] = PeerSteps(prompts, waiting, policy, cut_off=True)
     if adapter and peers:
         arms["Feather in SGLang"] = AdapterSteps(prompts, waiting)
     rows = []
