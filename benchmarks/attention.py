@@ -1,16 +1,21 @@
 """What row order and shared-prefix attention are worth on this CPU: ``python -m benchmarks.attention [--json] [--only layer,steady,...]``.
 
 One layer by itself, then vLLM's real engine: in steady state (closed loop of 64 clients, decode 16 to 48 tokens, the transient cut), with a full
-queue (128 requests at once), one stranger among 32 requests, with nothing shared, and with short prefixes. 8 groups of 8 000 tokens, batch 32,
-prefixes in the cache. Arms and kernels are interleaved in each repeat; ratios are medians over repeats, each with its 95 % bootstrap interval.
+queue (128 requests at once), one stranger among 32 requests, with nothing shared, with short prefixes, and with the questions on L-Eval's documents asked together
+(where ``FEATHER_DATA`` has them). 8 groups of 8 000 tokens, batch 32, prefixes in the cache. Arms and kernels are interleaved in each repeat; ratios are
+medians over repeats, each with its 95 % bootstrap interval.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,9 +25,12 @@ from benchmarks.timing import main
 from lab.engines import make_engine
 from lab.engines.arms import ARMS
 from lab.engines.run import Run
+from lab.instrument import Rung
+from lab.llm import TINY_LLAMA
 from lab.stats import median_of, ratio
 from lab.steady import steady
-from lab.studies.ladder import Rung
+from lab.studies import datasets
+from lab.studies.datasets import Reading
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, BATCH, CLIENTS = 8, 8000, 32, 64
@@ -36,7 +44,7 @@ class Cell(Rung):
 
     @property
     def name(self) -> str:
-        return f"{self.workload}, {super().name}"
+        return f"{self.workload}, {self.rung}"
 
 
 STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
@@ -69,7 +77,24 @@ CELLS = {
     ],
 }
 
-PARTS = ["layer", "equal", *CELLS]
+CELLS["documents"] = [
+    Cell(arm, kernel, workload="documents")
+    for arm, kernel in (("FCFS", "paged"), ("FCFS", "packed"), ("Feather (never stop)", "paged"), ("Feather (never stop)", "packed"))
+]
+
+PARTS = ["layer", "equal", "noise", *CELLS]  # and "exact", which "noise" asks for
+
+LEVAL = ("coursera", "financial_qa", "paper_assistant", "quality", "scientific_qa", "tpo")
+
+
+@cache
+def reading() -> Reading | None:
+    """Two documents of each of L-Eval's files, cut to this machine as notebook 24 cuts them; None where they are not here."""
+    data = datasets.load([f"leval/{name}.jsonl" for name in LEVAL], 2, "mooncake/conversation_trace.jsonl")
+    return None if data.missing else Reading(data.documents, 8000, 128, (8, 32))
+
+
+_SALTS = count()  # every run asks anew: a question must not find itself in the cache
 
 
 def workloads(requests: int, rng_seed: int) -> dict[str, Callable[[], Workload]]:
@@ -81,6 +106,7 @@ def workloads(requests: int, rng_seed: int) -> dict[str, Callable[[], Workload]]
         "1 strangers": lambda: grouped(prefixes[:2], [BATCH - 1, 1], rng_seed, decode_tokens=64),
         "unshared": lambda: grouped(single, [1] * BATCH, rng_seed, decode_tokens=96),
         "short prefixes": lambda: grouped(short, even_sizes(128, GROUPS), rng_seed, decode_tokens=96),
+        "documents": lambda: reading().workload(rng_seed, next(_SALTS)),
     }
 
 
@@ -98,12 +124,12 @@ def layer(repeats: int) -> dict:
     attention = CpuAttention(pool)
     taken: dict[str, list[float]] = {}
     calls = {}
-    for count, batch in batches.items():
+    for number, batch in batches.items():
         for kernel in ("paged", "packed"):
             table = pool.table(batch, 0)
             attend = attention.prepare(kernel, batch, table)
             queries = pool.queries(BATCH, 0)
-            calls[f"{kernel}, {count} groups"] = lambda attend=attend, queries=queries: attend(queries)
+            calls[f"{kernel}, {number} groups"] = lambda attend=attend, queries=queries: attend(queries)
     shuffled = even(BATCH, GROUPS, "shuffled", PREFIX, 32)
     attend, queries = attention.prepare("paged", shuffled, pool.table(shuffled, 0)), pool.queries(BATCH, 0)
     calls["paged, 8 groups, shuffled rows"] = lambda: attend(queries)
@@ -136,12 +162,15 @@ def layer(repeats: int) -> dict:
 
 def equality(rounds: int = 3, requests: int = 120) -> dict:
     """Greedy float32 tokens of stock vLLM against those under cascade, packed and sorted rows, on a workload that forces chunked prefill, mixed
-    steps, evictions and preemption: nested prefixes, own parts from none to long, salts, a cache reset between rounds."""
+    steps, evictions and preemption: nested prefixes, own parts from none to long, salts, a cache reset between rounds. In the second round what
+    runs at once outgrows the KV cache while it is decoded."""
     from vllm import SamplingParams
 
-    from lab.llm import TINY_LLAMA
-
-    engine = make_engine("cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = str(TINY_LLAMA.write(Path(folder), weights_seed=0))  # with which tokens depend on attention
+        engine = make_engine(
+            "cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64, weights=weights
+        )
     from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
 
     backend.LEAST_READ = 0  # share in short steps, too
@@ -153,14 +182,20 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
         system = rng.integers(10, 32_000, 512).tolist()
         documents = [rng.integers(10, 32_000, 64 * int(rng.integers(2, 20))).tolist() for _ in range(5)]
         prompts, params = [], []
-        for index in range(requests):
-            own = rng.integers(10, 32_000, int(rng.choice([0, 3, 20, 32, 300, 1500], p=[0.1, 0.2, 0.3, 0.1, 0.15, 0.15]))).tolist()
+        crowded = number == 1
+        for index in range(requests // 3 if crowded else requests):
+            length = 900 if crowded else int(rng.choice([0, 3, 20, 32, 300, 1500], p=[0.1, 0.2, 0.3, 0.1, 0.15, 0.15]))
+            own = rng.integers(10, 32_000, length).tolist()
             whole = system + documents[int(rng.integers(5))] if number or index % 4 else [1]
             one_of_all = system if number == 2 and index < 40 else whole  # a stretch in which all share something
             prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
             params.append(
                 SamplingParams(
-                    temperature=0, max_tokens=int(rng.integers(2, 60)), ignore_eos=True, detokenize=False, extra_args={"group": 0}
+                    temperature=0,
+                    max_tokens=int(rng.integers(100, 200) if crowded else rng.integers(2, 60)),
+                    ignore_eos=True,
+                    detokenize=False,
+                    extra_args={"group": 0},
                 )
             )
         told: dict[str, list] = {}
@@ -179,16 +214,56 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
     return {"equality": found | steps, "equal_tokens": min(found["equal"].values())}
 
 
+def log_probabilities(dtype: str, kernels: tuple[str, ...], requests: int = 64, tokens: int = 16) -> dict[str, list]:
+    """Kernel → for each request its greedy tokens and their log-probabilities, of one model with random weights in ``dtype``."""
+    from vllm import SamplingParams
+
+    with tempfile.TemporaryDirectory() as folder:
+        engine = make_engine("cpu", max_batch=BATCH, dtype=dtype, weights=str(TINY_LLAMA.write(Path(folder), weights_seed=0)))
+    prefixes = make_prefixes(4, 4000)
+    engine.warm(prefixes)
+    prompts = [{"prompt_token_ids": one.tokens} for one in grouped(prefixes, even_sizes(requests, 4), 3).prompts]
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=0, extra_args={"group": 0})
+    found = {}
+    for kernel in kernels:
+        engine.use_kernel(kernel)
+        engine.scheduler.use(ARMS["FCFS"])
+        outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+        found[kernel] = [
+            [(token, at[token].logprob) for token, at in zip(one.outputs[0].token_ids, one.outputs[0].logprobs)] for one in outputs
+        ]
+    return found
+
+
+def noise() -> dict:
+    """How far bfloat16 log-probabilities of the chosen tokens are from those of the same weights in float32, under vLLM's kernel and under packed
+    attention. Of each request as many tokens as were chosen alike, and the first that was not."""
+    exact = _apart("exact")["paged"]
+    found = {}
+    for kernel, told in log_probabilities("bfloat16", ("paged", "packed")).items():
+        apart, alike = [], 0
+        for mine, wanted in zip(told, exact):
+            for (token, log), (right, value) in zip(mine, wanted):
+                apart.append(abs(log - value))
+                if token != right:
+                    break
+                alike += 1
+        found[kernel] = {
+            "mean": float(np.mean(apart)), "p99": float(np.percentile(apart, 99)), "tokens alike": alike, "of": sum(map(len, exact))
+        }  # fmt: skip
+    return {"bfloat16_log_probabilities_from_float32": found}
+
+
 def measure(engine, cells: list[Cell], requests: int, repeats: int) -> dict[Cell, list[dict[str, float]]]:
     found: dict[Cell, list[dict[str, float]]] = {cell: [] for cell in cells}
     order = np.random.default_rng(0)
     with tqdm(total=len(cells) * repeats, desc="attention", unit="run") as bar:
         for repeat in range(repeats):
-            made = {name: make() for name, make in workloads(requests, 100 + repeat).items()}
+            made = workloads(requests, 100 + repeat)
             for index in order.permutation(len(cells)):
                 cell = cells[index]
                 engine.use_kernel(cell.kernel, cell.sorted_rows)
-                run = engine.run(made[cell.workload], ARMS[cell.arm])
+                run = engine.run(made[cell.workload](), ARMS[cell.arm])
                 found[cell].append(_told(cell, run))
                 bar.set_postfix_str(f"{cell.name}: {found[cell][-1]['throughput']:.0f} tok/s")
                 bar.update()
@@ -205,19 +280,27 @@ def _told(cell: Cell, run: Run) -> dict[str, float]:
 def run(only: str, requests: int, repeats: int) -> dict:
     chosen = only.split(",") if only else PARTS
     for name in chosen:
-        if name not in PARTS:
+        if name not in (*PARTS, "exact"):
             raise SystemExit(f"--only {name}: not one of {', '.join(PARTS)}")
     result: dict = {}
-    for part, measured in (("layer", lambda: layer(20)), ("equal", equality)):
+    for part, measured in (
+        ("layer", lambda: layer(20)),
+        ("equal", equality),
+        ("noise", noise),
+        ("exact", lambda: log_probabilities("float32", ("paged",))),
+    ):
         if part in chosen:
             result |= measured() if len(chosen) == 1 else _apart(part)
+    if "documents" in chosen and reading() is None:
+        print("attention: documents left out: L-Eval is not here; FEATHER_DATA names the folder that has it", file=sys.stderr)
+        chosen = [name for name in chosen if name != "documents"]
     cells = [cell for name in chosen for cell in CELLS.get(name, ())]
     if not cells:
         return result
     engine = make_engine("cpu", max_batch=BATCH)
     made = workloads(requests, 0)
     prefixes = make_prefixes(GROUPS, PREFIX) + make_prefixes(BATCH, PREFIX // 2, seed=7) + make_prefixes(GROUPS, 256, seed=8)
-    engine.warm(prefixes)
+    engine.warm(prefixes + (reading().prefixes if "documents" in chosen else []))
     for kernel in ("paged", "packed"):  # thrown away
         engine.use_kernel(kernel)
         engine.run(made["full queue"](), ARMS["FCFS"])
@@ -274,6 +357,13 @@ def _ratios(found: dict[Cell, list[dict[str, float]]]) -> dict:
         told[f"{key}_rows_sorted"] = over(replace(plain, sorted_rows=True), plain, "decode throughput")
         for kernel in ("cascade", "packed"):
             told[f"{key}_{kernel}"] = over(replace(plain, kernel=kernel), plain, "decode throughput")
+    asked = Cell("FCFS", "paged", workload="documents")
+    for name, one in (
+        ("fcfs", replace(asked, kernel="packed")),
+        ("never_stop", Cell("Feather (never stop)", "packed", workload="documents")),
+    ):
+        told[f"documents_{name}_packed_over_stock_fcfs"] = over(one, asked)
+        told[f"documents_{name}_packed_ttft_p99"] = over(one, asked, "time to first token, p99")
     stopping = [Cell(arm, "cascade") for arm in STOPPING if Cell(arm, "cascade") in found]
     if stopping and never in found:
         best = max(stopping, key=lambda cell: np.median([run["throughput"] for run in found[cell]]))

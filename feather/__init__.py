@@ -2,7 +2,7 @@
 
 * The core (``hashing``, ``request``, ``cht``, ``policies``, ``former``, ``admission``, ``memory``, ``options``) needs numpy and xxhash
   alone; it knows no engine.
-* ``feather.vllm`` and ``feather.sglang`` are the adapters that put the core into an engine's scheduler.
+* ``feather.vllm`` and ``feather.sglang`` are the adapters that put the core into an engine's scheduler; ``feather.ray`` chooses among engines.
 """
 
 from feather.cht import ChunkedHashTree

@@ -47,7 +47,7 @@ class Options:
     order: str = setting(
         "cost",
         'which request comes first: "cost" (of the batch\'s relatives, the one with fewest chunks outside it; the paper\'s), "tip" (the one '
-        'that loses least shared prefix), or "arrival" (no order, only stopping, for ablations)',
+        'that loses least shared prefix), or "arrival" (always the oldest, as without Feather)',
         choices=ORDERS,
     )
     rows: str = setting(

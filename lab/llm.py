@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lab.workloads import VOCABULARY
 
+_PEAKED = 3.0  # standard deviation of a random query's scores: among 2 000 keys some ten then get half of the weight
+
 
 @dataclass(frozen=True)
 class Model:
@@ -47,8 +49,10 @@ class Model:
         state, in bfloat16."""
         return 2 * tokens * (2 * self.intermediate + 4 * self.hidden)
 
-    def write(self, folder: Path) -> Path:
-        """Write the configuration as vLLM reads it (``load_format="dummy"``) and return its folder."""
+    def write(self, folder: Path, weights_seed: int | None = None) -> Path:
+        """Write the configuration as vLLM reads it (``load_format="dummy"``) and return its folder. ``weights_seed``: and random weights, for
+        ``load_format="auto"``. vLLM's dummy weights are so small that what attention computes is lost beside the embedding: the tokens would be
+        the same whatever it computed. These are scaled to the sizes of their inputs, and queries so that they attend to few tokens."""
         target = folder / self.name
         target.mkdir(parents=True, exist_ok=True)
         config = {
@@ -71,7 +75,38 @@ class Model:
             "eos_token_id": 2,
         }
         (target / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        if weights_seed is not None:
+            self._write_weights(target / "model.safetensors", weights_seed)
         return target
+
+    def _write_weights(self, path: Path, seed: int) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def matrix(rows: int, columns: int, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(rows, columns, generator=generator) * (scale / columns**0.5)
+
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        tensors = {"model.embed_tokens.weight": torch.randn(self.vocabulary, self.hidden, generator=generator)}
+        if not self.tied:
+            tensors["lm_head.weight"] = matrix(self.vocabulary, self.hidden)
+        norms = ["model.norm"]
+        for layer in range(self.layers):
+            at = f"model.layers.{layer}"
+            norms += [f"{at}.input_layernorm", f"{at}.post_attention_layernorm"]
+            tensors |= {
+                f"{at}.self_attn.q_proj.weight": matrix(queries, self.hidden, _PEAKED),
+                f"{at}.self_attn.k_proj.weight": matrix(keys, self.hidden),
+                f"{at}.self_attn.v_proj.weight": matrix(keys, self.hidden),
+                f"{at}.self_attn.o_proj.weight": matrix(self.hidden, queries),
+                f"{at}.mlp.gate_proj.weight": matrix(self.intermediate, self.hidden),
+                f"{at}.mlp.up_proj.weight": matrix(self.intermediate, self.hidden),
+                f"{at}.mlp.down_proj.weight": matrix(self.hidden, self.intermediate),
+            }
+        tensors |= {f"{norm}.weight": torch.ones(self.hidden) for norm in norms}
+        save_file(tensors, path, {"format": "pt"})
 
 
 # Small enough for two cores, and with prefixes of 8 000 tokens (62.5 MiB of KV each) larger than their caches.

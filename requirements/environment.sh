@@ -57,7 +57,7 @@ make_environment() {
   fi
 
   lock=requirements/$flavour.txt
-  want=$flavour-$(cat requirements/cpu-torch.txt "$lock" requirements/peers.txt pyproject.toml | sha256sum | cut -c1-16)
+  want=$flavour-$(cat requirements/cpu-torch.txt "$lock" requirements/peers.txt requirements/ray.txt pyproject.toml | sha256sum | cut -c1-16)
   if [ "$(cat "$venv/complete" 2>/dev/null)" != "$want" ] || ! works "$PWD/$venv"; then
     [ -w . ] || die "$PWD cannot be written and has no environment in $venv: copy the checkout to where it can be, or make it writable"
     python=$(supported_python) || exit 2
@@ -72,6 +72,8 @@ make_environment() {
     pip_install "$venv" --no-build-isolation --editable . || install_failed "$venv" "feather itself"
     # Two notebooks and the tests of feather.sglang want it, and say so where it is missing.
     pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): notebooks 14 and 25 go without" >&2
+    # Notebook 50 and the tests of feather.ray want it, and say so where it is missing.
+    pip_install "$venv" -r requirements/ray.txt || echo "Ray could not be installed (see $venv/install.log): notebook 50 goes without real replicas" >&2
     echo "$want" >"$venv/complete"
   fi
   [ ! -w . ] || flock -u 9

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves both lock files anew from pyproject.toml. Needs uv (https://docs.astral.sh/uv); nothing else does.
+# Resolves the lock files anew from pyproject.toml. Needs uv (https://docs.astral.sh/uv); nothing else does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,5 +16,9 @@ compile() {  # LOCK, then more arguments for uv
 
 rm -f requirements/gpu.txt requirements/cpu.txt
 compile requirements/cpu.txt --extra cpu requirements/cpu.in --override requirements/cpu-overrides.txt
+# What Ray adds to it, and no more.
+cp requirements/cpu.txt requirements/ray.txt
+compile requirements/ray.txt --extra cpu --extra ray requirements/cpu.in --override requirements/cpu-overrides.txt
+grep -vxFf requirements/cpu.txt requirements/ray.txt > requirements/ray.added && mv requirements/ray.added requirements/ray.txt
 # The same versions wherever both environments have the package.
 compile requirements/gpu.txt --extra gpu --constraint requirements/cpu.txt

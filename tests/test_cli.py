@@ -38,8 +38,8 @@ NO_GPU = machine.cuda_gpu() is None
         (["--backend", "tpu"], "backend 'tpu' is not one of: auto, gpu, cpu, sim"),
         (["--backend", "sim", "--only", "14"], "14_finding_prefixes is not for backend 'sim': it runs on cpu, gpu"),
         (
-            ["--backend", "cpu", "--only", "E6"],
-            "no notebook tests E6 on backend 'cpu'; use ./run_all.sh --only E6 --backend sim --out out-sim",
+            ["--backend", "cpu", "--only", "E12"],
+            "no notebook tests E12 on backend 'cpu'; use ./run_all.sh --only E12 --backend sim --out out-sim",
         ),
         pytest.param(["--backend", "gpu"], "backend 'gpu': no CUDA GPU found", marks=pytest.mark.skipif(not NO_GPU, reason="has a GPU")),
         (["--only", "10,99"], "--only '99': no such notebook or claim; there are: 00_where_this_runs, 01_"),
@@ -283,7 +283,7 @@ def test_a_job_is_another_one_where_the_book_gives_other_parameters(notebooks, m
 
 def test_a_claim_that_was_not_run_names_the_notebook_that_measures_it_before_one_that_models_it():
     assert report._why_not_run("M3", {}) == "./run_all.sh --only M3"
-    assert report._why_not_run("E6", {}) == "./run_all.sh --only E6 --backend sim --out out-sim"
+    assert report._why_not_run("E12", {}) == "./run_all.sh --only E12 --backend sim --out out-sim"
     assert report._why_not_run("M3", {"12_what_is_shared": {"not run": {"M3": "a reason"}}}) == "a reason"
 
 

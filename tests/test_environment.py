@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_the_cpu_lock_holds_nothing_of_cuda():
     assert not [name for name in pins("cpu.txt") if re.match(r"nvidia|cuda|cupy|flashinfer|torch", name)]
 
 
+def test_ray_adds_to_both_locks_and_changes_neither():
+    ray = pins("ray.txt")
+    assert not ray.keys() & (pins("cpu.txt").keys() | pins("gpu.txt").keys())
+    (version_,) = ray["ray"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert f"ray[serve]=={version_}" in extras["ray"]
+
+
 def test_conda_installs_the_gpu_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip = environment["dependencies"][0], environment["dependencies"][-1]["pip"]
@@ -67,7 +76,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     (folder / "requirements").mkdir()
     shutil.copy(ROOT / "requirements" / "environment.sh", folder / "requirements")
-    for name in ("cpu-torch.txt", "peers.txt"):
+    for name in ("cpu-torch.txt", "peers.txt", "ray.txt"):
         (folder / "requirements" / name).write_text("", encoding="utf-8")
     for name in ("cpu.txt", "gpu.txt"):
         (folder / "requirements" / name).write_text("setuptools==77.0.3\n", encoding="utf-8")

@@ -7,9 +7,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ADAPTERS = ("feather.vllm", "feather.sglang")
+ADAPTERS = ("feather.vllm", "feather.sglang", "feather.ray")
 # Each imports from those before it and from itself.
-LABORATORY = ("files", "machine", "stats", "radix", "book", "claims", "workloads", "llm", "kernels", "model", "train", "engines", "steady", "figures", "studies",
+LABORATORY = ("files", "machine", "stats", "radix", "book", "claims", "workloads", "llm", "kernels", "model", "train", "engines", "steady", "instrument", "account", "routing", "figures", "studies",
               "artifact")  # fmt: skip
 CORE_NEEDS = {"numpy", "xxhash"}
 
@@ -82,7 +82,7 @@ def test_files_of_one_package_have_names_that_occur_once():
 
 def test_the_core_and_the_command_line_load_without_an_engine():
     code = (
-        "import sys, feather.options, lab.artifact.cli; "
-        "heavy = {'torch', 'vllm', 'pandas', 'papermill', 'gymnasium', 'stable_baselines3'} & set(sys.modules); assert not heavy, heavy"
+        "import sys, feather.options, feather.ray.placement, feather.ray.prompts, feather.ray.report, lab.artifact.cli; "
+        "heavy = {'torch', 'vllm', 'ray', 'pandas', 'papermill', 'gymnasium', 'stable_baselines3'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -280,3 +280,37 @@ def test_the_gpu_report_says_of_m1_what_its_rows_say(launch, cascade):
     assert f"| {named} | {cascade} | {told} |" in report
     if (named, cascade) == ("compiled + graphs", "on"):
         assert f"costs a factor of {found.median:.1f} with cascade attention" in (book.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+H100 = book.ROOT / "data" / "recorded" / "nvidia-h100-80gb-hbm3-81559-mib-580-159-04"
+
+
+def test_the_h100_report_says_what_its_rows_say():
+    def rows(name):
+        return frame(read(H100 / f"{name}.csv.gz").to_dict("records"))
+
+    def told(found):
+        return f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+    report = (H100 / "REPORT.md").read_text(encoding="utf-8").replace("**", "")
+    strangers = rows("one_stranger")
+    for kernel in ("paged", "cascade"):
+        found = compare(strangers[strangers["kernel"] == kernel], "decode throughput", of={"divergent": 0}, to={"divergent": 1})
+        assert f"| M1, {kernel}" in report and f"| {kernel} | {told(found)} |" in report
+    order = rows("steady_order")
+    order = order[(order["policy"] == "FCFS") & (order["metric"] == "decode step")]
+    steps = order[order["engine start"] == "first"].set_index(["groups", "rows"])["value"]
+    for groups in (8, 16):
+        ratio = steps[groups, "prefix"] / steps[groups, "engine"]
+        assert f"{groups} groups: " in report and f"{steps[groups, 'engine']:.1f} |" in report and f"| {ratio:.2f} | 1 |" in report
+    assert set(order[order["engine start"] == "second"]["rows"]) == {"prefix"}, "no step without prefill in the other's window"
+    for heads, groups in (("llama", 10), ("longchat", 1)):
+        kernel = rows(f"decode_attention-{heads}")
+        kernel = kernel[kernel["curve"] == "groups"]
+        at = {"groups": groups}
+        found = compare(kernel, "attention time", of={**at, "policy": "paged", "order": "grouped"}, to={**at, "policy": "packed"})
+        assert f"paged over packed, time | {told(found)} | {found.repeats} |" in report
+    attention = rows("engine_attention-llama")
+    attention = attention[attention["implementation"].str.startswith("FlashAttention") & (attention["curve"] == "groups")]
+    found = compare(attention, "attention time", of={"groups": 10, "order": "round-robin"}, to={"groups": 10, "order": "grouped"})
+    assert f"round-robin over grouped rows, time | {told(found)} | {found.repeats} |" in report

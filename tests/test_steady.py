@@ -1,13 +1,17 @@
-"""The steady part of a run: what is cut, and how wide the interval is."""
+"""The steady part of a run: what is cut, how wide the interval is, and the instrument that measures many of them."""
 
 import numpy as np
 import pytest
 
 from lab.engines import make_engine
-from lab.engines.arms import ARMS
+from lab.engines.arms import ARMS, DISCIPLINES
 from lab.engines.run import joined
-from lab.steady import begin, steady
-from lab.workloads import Workload, grouped, make_prefixes
+from lab.instrument import Cell, Effort, drift, measure
+from lab.steady import Watch, begin, estimate, pooled, settled, steady
+from lab.workloads import Loop, Workload, grouped, make_prefixes
+
+LOOP = Loop(groups=4, prefix_tokens=1000, clients=24, mean_decode=16)
+EFFORT = Effort(limit=1e6, turnovers=3)
 
 
 def closed_loop(requests: int = 300):
@@ -16,6 +20,11 @@ def closed_loop(requests: int = 300):
     engine.warm(prefixes)
     made = grouped(prefixes, [requests // 2, requests - requests // 2], seed=1, decode_tokens=(8, 24))
     return engine.run(Workload(made.prompts, clients=16), ARMS["FCFS"])
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_engine("sim", max_batch=8)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +74,88 @@ def test_joined_runs_follow_each_other(run):
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match="send more requests"):
         steady(closed_loop(17))
+
+
+def test_the_interval_covers_the_mean_of_a_correlated_series():
+    """Tokens come at a rate that wanders: the interval has to allow for it."""
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rate = 100.0 + np.zeros(400)
+        for step in range(1, 400):
+            rate[step] = 100 + 0.9 * (rate[step - 1] - 100) + rng.normal(0, 5)
+        times = np.sort(np.concatenate([step + rng.random(rng.poisson(max(rate[step], 1))) for step in range(400)]))
+        found = estimate(times, 400.0)
+        covered += abs(found.mean - 100) < found.half_width
+    assert covered / 200 > 0.85
+
+
+def test_a_step_in_the_rate_is_when_it_settles():
+    slow, fast = np.arange(0, 30, 0.1), np.arange(30, 100, 0.05)
+    assert settled(np.concatenate([slow, fast]), 40, 100.0, 20.0) == pytest.approx(32.5, abs=3)
+    assert settled(np.arange(0, 100, 0.05), 0, 100.0, 20.0) == 0
+
+
+def test_the_watch_ends_a_run_when_the_interval_is_narrow_or_the_time_is_up():
+    watch = Watch(tokens=500, target=0.05, limit=50.0)
+    times = np.arange(0.1, 60, 0.1)
+    ended = next(count for count in range(1, len(times)) if watch(list(times[:count])))
+    assert times[ended - 1] >= 50 - 1e-9, "500 tokens of a steady part at 10 a second"
+    watch = Watch(tokens=200, target=0.05, limit=50.0)
+    assert next(times[count - 1] for count in range(1, len(times)) if watch(list(times[:count]))) < 40
+
+
+@pytest.mark.parametrize("loop", [LOOP, Loop(4, 1000, 24, "heavy", 16, zipf=1.0), Loop(4, 1000, None, "mooncake", 16, requests_per_s=50.0)])
+def test_a_loop_is_the_same_for_the_same_seed_and_has_the_mean_it_says(loop):
+    one, other = loop.workload(500, 3), loop.workload(500, 3)
+    assert one == other and one.prompts[0].tokens[-20:] != loop.workload(500, 4).prompts[0].tokens[-20:]
+    assert loop.draw(20_000, np.random.default_rng(0)).mean() == pytest.approx(16, rel=0.08)
+    assert one.clients == loop.clients and (max(prompt.arrival for prompt in one.prompts) > 0) == (loop.clients is None)
+
+
+@pytest.mark.parametrize("wrong", [{"decode": "long"}, {"clients": None}, {"requests_per_s": 1.0}, {"groups": 0}])
+def test_a_loop_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="|".join(wrong)):
+        Loop(**wrong)
+
+
+def test_cells_are_interleaved_and_a_control_recurs(engine):
+    cells = [Cell(arm, kernel, loop=LOOP) for kernel in ("paged", "cascade") for arm in ("FCFS", "Feather (never stop)")]
+    taken = list(measure(engine, cells, Effort(repeats=2, limit=1e6, turnovers=3, control_every=3)))
+    own = [one for one in taken if not one.control]
+    assert sorted((one.cell.rung, one.repeat) for one in own) == sorted((cell.rung, repeat) for cell in cells for repeat in range(2))
+    assert {one.cell for one in taken if one.control} == {cells[0]} and len({one.seed for one in taken}) == len(taken)
+    assert 0 <= drift(taken, cells[0]) < 0.2
+    for one in taken:
+        found = one.found
+        assert found.half_width <= 0.04 * found.throughput and found.run.seconds > 0 and found.longest_wait >= found.run.first_token.max()
+        assert found.run.metrics()["prefix hits"][0] > 0.9
+    mean, half = pooled([one.found for one in own if one.cell == cells[0]])
+    assert half < 0.04 * mean
+    assert engine.kernel == "paged"
+
+
+def test_a_run_that_is_broken_off_leaves_nothing_behind(engine):
+    engine.warm(LOOP.prefixes())
+    broken = engine.run(LOOP.workload(400, 1), ARMS["FCFS"], lambda times: len(times) >= 200)
+    assert 200 <= len(broken.token_times) < 210 and broken.closed_until == broken.seconds and len(broken.left_times)
+    assert engine.run(LOOP.workload(40, 2), ARMS["FCFS"]).output_tokens == LOOP.workload(40, 2).decode_tokens
+
+
+def test_the_same_cell_twice_or_none_is_refused(engine):
+    with pytest.raises(ValueError, match="each once"):
+        list(measure(engine, [Cell("FCFS", loop=LOOP)] * 2))
+    with pytest.raises(ValueError, match="at least one"):
+        list(measure(engine, []))
+
+
+@pytest.mark.parametrize("name", DISCIPLINES)
+def test_a_discipline_lets_in_as_many_groups_as_it_says(engine, name):
+    arm = DISCIPLINES[name]
+    engine.warm(LOOP.prefixes())
+    run = engine.run(LOOP.workload(120, 1), arm)
+    assert run.groups.max() <= (arm.options["at_once"] or 4)
+    if not arm.options["refill"]:
+        mixed = (run.prefill_tokens > 0) & (run.decode_rows > 0)
+        assert not mixed.any() or arm.options["at_once"] > 1, "nobody joins a batch that has begun"
+    assert run.output_tokens == LOOP.workload(120, 1).decode_tokens

@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -29,10 +29,11 @@ from lab import book
 from lab.artifact import outputs, recorded
 from lab.artifact.gallery import gallery
 from lab.book import ROOT
+from lab.engines.arms import ARMS, SGLANG_ARMS, SOURCES
 from lab.studies.study import read
 from lab.studies.words import listed
 
-TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies")
+TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies", "arms")
 AGAIN = "claims-again.csv"
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
 
@@ -121,6 +122,7 @@ def tables() -> dict[str, str]:
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
     made["commands"] = commands_table(found.get("", none), found.get("modelled-", none))
     made["policies"] = policies_table()
+    made["arms"] = arms_table()
     return made
 
 
@@ -273,6 +275,15 @@ def policies_table() -> str:
         )
         options = "; ".join(f"`{own.name}` ({_default(own)}): {own.metadata['help'].replace('``', '`')}" for own in fields(policy.settings))
         lines.append(f'| `"{name}"` | {first} | {holds} | {options or "none"} |')
+    return "\n".join(lines)
+
+
+def arms_table() -> str:
+    """Every way to schedule that is compared, and where it is from."""
+    lines = ["| arm | what it does | from |", "|---|---|---|"]
+    inside_sglang = [replace(arm, name=f"{arm.name}, inside SGLang") for arm in SGLANG_ARMS.values() if arm.kind == "sglang"]
+    for arm in [*ARMS.values(), *inside_sglang]:
+        lines.append(f"| {arm.name} | {arm.what} | {arm.source or SOURCES.get(arm.kind, '')} |")
     return "\n".join(lines)
 
 

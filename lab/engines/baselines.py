@@ -80,30 +80,43 @@ class OrderedQueue(RequestQueue):
 
 
 class OracleQueue(OrderedQueue):
-    """Group ids are given, so detection is free and exact: groups that run already come first, then the others, each
-    as one piece and by their oldest request. With ``stop`` a batch holds one group only, and nothing is admitted until
-    it has run out.
+    """Group ids are given, so detection is free and exact. Groups that run already come first, then the others, each as one piece.
 
     Shares no code with the tree, so that it can also tell when the tree is wrong.
+
+    Args:
+        running: the scheduler's live list of running requests.
+        at_once: a batch holds requests of so many groups at most; whoever is of another waits until one has run out. None: no stopping.
+        refill: whether requests join a group that has begun in an earlier step.
+        largest: whether the group with most waiting requests comes next, instead of that of the oldest request.
     """
 
-    def __init__(self, stop: bool, running: Callable[[], list[Request]]):
+    def __init__(self, running: Callable[[], list[Request]], at_once: int | None = None, refill: bool = True, largest: bool = False):
         super().__init__()
-        self._stop = stop
-        self._running = running
+        self._running, self._at_once, self._refill, self._largest = running, at_once, refill, largest
+        self._closed: set[int] = set()  # groups that nobody may join in this step
 
     def order(self, waiting: list[Request]) -> list[Request]:
         running = {group_of(request) for request in self._running()}
+        self._closed = set() if self._refill else running
         first: dict[int, int] = {}
+        sizes = Counter(group_of(request) for request in waiting)
         for place, request in enumerate(waiting):
             first.setdefault(group_of(request), place)
-        return sorted(waiting, key=lambda request: (group_of(request) not in running, first[group_of(request)]))
+
+        def rank(request: Request) -> tuple:
+            group = group_of(request)
+            return (group in self._closed, group not in running, -sizes[group] if self._largest else 0, first[group])
+
+        return sorted(waiting, key=rank)
 
     def __bool__(self) -> bool:
         if not self._arrived:
             return False
-        running = self._running()
-        return not (self._stop and running) or group_of(self.peek_request()) == group_of(running[0])
+        group, running = group_of(self.peek_request()), {group_of(request) for request in self._running()}
+        if group in running:
+            return group not in self._closed
+        return self._at_once is None or len(running) < self._at_once
 
 
 class CachedPrompts:

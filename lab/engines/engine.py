@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from lab.engines.arms import Arm
-from lab.engines.run import Run
+from lab.engines.run import Enough, Run
 from lab.workloads import Workload
 
 
@@ -42,8 +42,12 @@ class Engine(Protocol):
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         """Every warm workload finds these prefixes in the prefix cache from now on; with ``anew``, nothing of earlier runs."""
 
-    def run(self, workload: Workload, arm: Arm) -> Run:
-        """Run a workload to its end under an arm. Raises RuntimeError unless every request gets exactly its tokens."""
+    def forget(self) -> None:
+        """The next warm workload finds in the prefix cache what ``warm`` was given last, and nothing of earlier runs."""
+
+    def run(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> Run:
+        """Run a workload under an arm to its end, or until it is ``enough``. Raises RuntimeError unless every request that was not dropped gets
+        exactly its tokens."""
 
 
 def make_engine(backend: str = "auto", model: str = "tiny-llama", **options) -> Engine:

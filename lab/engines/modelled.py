@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lab.engines.arms import ARMS, Arm
-from lab.engines.run import Run, like_neighbours, moments, per
+from lab.engines.run import Enough, Run, like_neighbours, moments, per
 from lab.engines.scheduling import Scheduling
 from lab.llm import MODELS, Model
 from lab.model.costs import SchedulingCosts
@@ -180,18 +180,21 @@ class ModelledEngine:
         with one request for each of them, whose time does not count, and, with or without ``anew``, with nothing else."""
         self._warm = prefixes
 
-    def run(self, workload: Workload, arm: Arm) -> ModelledRun:
-        """Run a workload to its end under an arm (``arms.ARMS``; inside SGLang, ``arms.SGLANG_ARMS``),
-        on a prefix cache that holds what ``warm`` was given, or nothing, as the workload wants it, and nothing of earlier runs."""
+    def forget(self) -> None:
+        """Nothing: every run begins so."""
+
+    def run(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> ModelledRun:
+        """Run a workload under an arm (``arms.ARMS``; inside SGLang, ``arms.SGLANG_ARMS``) to its end, or until it is ``enough`` (inside SGLang
+        what was sent until then is answered), on a prefix cache that holds what ``warm`` was given, or nothing, as the workload wants it, and nothing of earlier runs."""
         warmed = self._warm if workload.warm else []
         self.scheduler.forget(warmed)
         if warmed:
             self._drive(Workload([Prompt(tokens + [0], group, 1) for group, tokens in enumerate(self._warm)]), ARMS["FCFS"])
-        return self._drive(workload, arm)
+        return self._drive(workload, arm, enough)
 
     # -- the clock and the loop ----------------------------------------------------------------------------------------
 
-    def _drive(self, workload: Workload, arm: Arm) -> ModelledRun:
+    def _drive(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> ModelledRun:
         self._check(workload)
         scheduler = self.scheduler
         scheduler.use(arm)
@@ -206,6 +209,8 @@ class ModelledEngine:
         arrived = finished = 0  # since the last step
         found = 0  # tokens in the prefix cache
         delivered = 0.0  # seconds that delivering the last step took
+        token_times: list[float] = []
+        dropped = False
         while pending or scheduler.unfinished:
             if workload.seconds is not None and self.now - start >= workload.seconds:
                 pending.clear()
@@ -246,8 +251,13 @@ class ModelledEngine:
             log.append((self.now - start, timed, queue, like_neighbours(scheduler.row_ids, step.groups), len(sampled)))
             for id_ in sampled:
                 produced[id_].append(self.now - start)
+                token_times.append(self.now - start)
+            if enough and pending and enough(token_times):
+                pending.clear()
+                if dropped := scheduler.drop():
+                    break
         workload = replace(workload, prompts=workload.prompts[: len(sent)])
-        return self._told(workload, arm, sent, produced, log, found, self.now - start)
+        return self._told(workload, arm, sent, produced, log, found, self.now - start, dropped)
 
     def _check(self, workload: Workload) -> None:
         longest = max(workload.prompts, key=lambda prompt: len(prompt.tokens) + prompt.decode_tokens)
@@ -259,18 +269,22 @@ class ModelledEngine:
             )
 
     def _told(
-        self, workload: Workload, arm: Arm, sent: dict[int, float], produced: dict, log: list, cached: int, seconds: float
+        self, workload: Workload, arm: Arm, sent: dict[int, float], produced: dict, log: list, cached: int, seconds: float, dropped: bool
     ) -> ModelledRun:
+        got_all = prompt_tokens = 0
         for index, prompt in enumerate(workload.prompts):
-            if (got := len(produced[f"{self._runs}-{index}"])) != prompt.decode_tokens:
+            got = len(produced[f"{self._runs}-{index}"])
+            got_all += got
+            prompt_tokens += len(prompt.tokens) if got else 0
+            if got != prompt.decode_tokens and not dropped:
                 raise RuntimeError(f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens")
         steps = self.scheduler.steps
         ended, times, queue, neighbours, tokens = zip(*log)
         arrived = {f"{self._runs}-{index}": moment for index, moment in sent.items()}
         return ModelledRun(
             seconds=seconds,
-            output_tokens=workload.decode_tokens,
-            prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
+            output_tokens=got_all,
+            prompt_tokens=prompt_tokens,
             cached_tokens=cached,
             step_times=np.array(ended),
             step_seconds=np.array([step.seconds for step in times]),
@@ -283,7 +297,7 @@ class ModelledEngine:
             cascade=np.array([step.cascade for step in times]),
             stopped=np.array([step.stopped for step in steps]),
             **moments(produced, arrived),
-            closed_until=max(arrived.values()),
+            closed_until=seconds if dropped else max(arrived.values()),
             weight_bytes=np.array([step.weight_bytes for step in times]),
             kv_dram_bytes=np.array([step.kv_dram_bytes for step in times]),
             kv_cache_bytes=np.array([step.kv_cache_bytes for step in times]),

@@ -127,6 +127,9 @@ class SglangScheduling:
         sampled = [request.rid for request, had in zip(requests, before) if len(request.output_ids) > had]
         return sampled, sum(request.cached_tokens for request in done)
 
+    def drop(self) -> bool:
+        return False
+
     def _clocked(self, method: Callable) -> Callable:
         def clocked(*arguments):
             if method.__name__ == "calc_priority" and self.real.feather is None:

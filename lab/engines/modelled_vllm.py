@@ -13,7 +13,7 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from feather.options import Options
@@ -131,6 +131,10 @@ class VllmScheduling:
                 if one.prefill_stats is not None:
                     cached += one.prefill_stats.num_cached_tokens
         return [id_ for id_, sampled in zip(ids, through) if sampled], cached
+
+    def drop(self) -> bool:
+        self.real.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+        return True
 
 
 def kind_of(arm: Arm) -> str:

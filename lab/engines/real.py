@@ -13,7 +13,7 @@ from feather.options import KERNELS
 from feather.vllm.attention import register
 from lab import machine
 from lab.engines.arms import ARMS, Arm
-from lab.engines.run import Run, like_neighbours, moments
+from lab.engines.run import Enough, Run, like_neighbours, moments
 from lab.llm import MODELS
 from lab.workloads import Prompt, Workload
 
@@ -51,6 +51,7 @@ class RealEngine:
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
     _warm: list = field(default_factory=list, init=False, repr=False)
+    _kept: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device_name(self) -> str:
@@ -198,18 +199,24 @@ class RealEngine:
         prompts = [Prompt(tokens + [0], group, 1) for group, tokens in enumerate(prefixes)]
         self._drive(Workload(prompts), ARMS["FCFS"])
         self.scheduler.warmed = prefixes
+        self._kept = self.scheduler.cached_blocks()
 
-    def run(self, workload: Workload, arm: Arm) -> Run:
-        """Run a workload to its end under an arm (``arms.ARMS``), on a prefix cache as the workload wants it. Raises
-        RuntimeError unless every request finishes once with exactly its tokens."""
+    def forget(self) -> None:
+        """Drop from the prefix cache what ``warm`` did not put there; where some of that has gone, all is put there anew."""
+        if not self.scheduler.keep_only(self._kept):
+            self.warm(self._warm, anew=True)
+
+    def run(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> Run:
+        """Run a workload to its end under an arm (``arms.ARMS``), or until it is ``enough``, on a prefix cache as the workload wants it. Raises
+        RuntimeError unless every request that was not dropped finishes once with exactly its tokens."""
         if not workload.warm:
             self.llm.reset_prefix_cache()
             self.scheduler.warmed = []
         elif self._warm and not self.scheduler.warmed:
             self.warm(self._warm)
-        return self._drive(workload, arm)
+        return self._drive(workload, arm, enough)
 
-    def _drive(self, workload: Workload, arm: Arm) -> Run:
+    def _drive(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> Run:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -219,9 +226,12 @@ class RealEngine:
         pending = deque(enumerate(workload.prompts))
         produced: dict[str, list[float]] = {}
         arrivals: dict[str, float] = {}
-        finished = cached = 0
+        done: set[str] = set()
+        cached = 0
         clients = workload.clients or len(pending)
         step_times, step_seconds, step_tokens, neighbours, cascade = [], [], [], [], []
+        token_times: list[float] = []
+        unfinished: list[str] = []  # dropped
         start = time.perf_counter()
         while pending or engine.has_unfinished_requests():
             now = time.perf_counter() - start
@@ -229,7 +239,7 @@ class RealEngine:
                 pending.clear()
                 if not engine.has_unfinished_requests():
                     break
-            while pending and pending[0][1].arrival <= now and len(arrivals) - finished < clients:
+            while pending and pending[0][1].arrival <= now and len(arrivals) - len(done) < clients:
                 index, prompt = pending.popleft()
                 request_id = f"{self._runs}-{index}"
                 params = SamplingParams(
@@ -257,33 +267,37 @@ class RealEngine:
                 step_tokens.append(sum(len(output.outputs[0].token_ids) for output in outputs))
                 groups = self.scheduler.steps[-1].groups
                 rows = groups if self.runner == "V2" else self._runner.input_batch.req_ids
-                if (
-                    self.sorted_rows and self.backend == "cpu"
-                ):  # the runner's rows stay as they are; it is the kernel that is given them by prefix
+                if self.sorted_rows and self.backend == "cpu":  # the runner's rows stay; it is the kernel that is given them by prefix
                     rows = sorted(rows, key=lambda id_: groups.get(id_, -1))
                 neighbours.append(like_neighbours(rows, groups))
                 cascade.append(self._cascaded or self._shared_steps() > shared_before)
             for output in outputs:
-                produced[output.request_id] += [ended - start] * len(output.outputs[0].token_ids)
+                came = [ended - start] * len(output.outputs[0].token_ids)
+                produced[output.request_id] += came
+                token_times += came
                 if output.finished:
-                    finished += 1
+                    done.add(output.request_id)
                     cached += output.num_cached_tokens or 0
+            if enough and enough(token_times):
+                unfinished = [id_ for id_ in produced if id_ not in done]
+                engine.abort_request(unfinished)
+                break
         seconds = time.perf_counter() - start
         workload = replace(workload, prompts=workload.prompts[: len(arrivals)])
         for index, prompt in enumerate(workload.prompts):
-            got = len(produced[f"{self._runs}-{index}"])
-            if got != prompt.decode_tokens or finished != len(workload.prompts):
+            id_ = f"{self._runs}-{index}"
+            if id_ not in unfinished and (len(produced[id_]) != prompt.decode_tokens or id_ not in done):
                 raise RuntimeError(
-                    f"{arm.name}: request {index} gave {got} of {prompt.decode_tokens} tokens; "
-                    f"{finished} of {len(workload.prompts)} requests finished"
+                    f"{arm.name}: request {index} gave {len(produced[id_])} of {prompt.decode_tokens} tokens; "
+                    f"{len(done)} of {len(workload.prompts)} requests finished"
                 )
         if not self._as_set(self.kernel, self.sorted_rows):
             raise RuntimeError(f"{arm.name}: {self.kernel} attention failed and vLLM's kernel took over; the log says why")
         steps = self.scheduler.steps
         return Run(
             seconds=seconds,
-            output_tokens=workload.decode_tokens,
-            prompt_tokens=sum(len(prompt.tokens) for prompt in workload.prompts),
+            output_tokens=len(token_times),
+            prompt_tokens=sum(len(prompt.tokens) for index, prompt in enumerate(workload.prompts) if f"{self._runs}-{index}" in done),
             cached_tokens=cached,
             step_times=np.array(step_times),
             step_seconds=np.array(step_seconds),
@@ -296,7 +310,7 @@ class RealEngine:
             cascade=np.array(cascade),
             stopped=np.array([step.stopped for step in steps]),
             **moments(produced, arrivals),
-            closed_until=max(arrivals.values()),
+            closed_until=token_times[-1] if unfinished else max(arrivals.values()),
             preemptions=sum(step.preempted for step in steps),
             evictions=sum(step.evicted for step in steps),
         )

@@ -1,5 +1,6 @@
 """What one run of a workload tells, whichever engine it ran on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -64,7 +65,9 @@ class Run:
     """when it ended"""
     between_tokens: np.ndarray = per("gap")
     closed_until: float = 0.0
-    """when the last request was sent: from then on the queue drains"""
+    """when the last request was sent: from then on the queue drains. The end of a run that was broken off"""
+    left_times: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """when those arrived who had no token yet when the run was broken off"""
     preemptions: int = 0
     evictions: int = 0
     """of cached blocks"""
@@ -108,14 +111,20 @@ class Run:
         return {name: (float(value), unit) for name, (value, unit) in found.items()}
 
 
+Enough = Callable[[list[float]], bool]
+"""Told of a run after each step when every token so far came; True breaks it off: nothing more is sent, and what is unfinished is dropped."""
+
+
 def moments(produced: dict[str, list[float]], arrived: dict[str, float]) -> dict[str, np.ndarray]:
     """The fields of a run about tokens, requests and gaps, from when each request's tokens came and when it arrived."""
-    times = [np.array(moments) for moments in produced.values()]
+    begun = {id_: moments for id_, moments in produced.items() if moments}
+    times = [np.array(moments) for moments in begun.values()]
     first = np.array([moments[0] for moments in times])
     return {
+        "left_times": np.array([arrived[id_] for id_ in produced if id_ not in begun]),
         "token_times": np.sort(np.concatenate(times)),
         "first_times": first,
-        "first_token": first - [arrived[id_] for id_ in produced],
+        "first_token": first - [arrived[id_] for id_ in begun],
         "gap_times": np.concatenate([moments[1:] for moments in times]),
         "between_tokens": np.concatenate([np.diff(moments) for moments in times]),
     }

@@ -58,3 +58,6 @@ class Scheduling(Protocol):
     def deliver(self) -> tuple[list[str], int]:
         """The step has run: a token for every request whose prefill is through. Returns those requests, and tokens found in the
         prefix cache: each request's once, when it starts or when it is done."""
+
+    def drop(self) -> bool:
+        """End all requests as they are; False, and nothing is done, where this engine's code has no way to."""

@@ -97,6 +97,18 @@ class StudyScheduler(FeatherScheduler):
         self.waiting = _ClockedQueue(self._make_queue(arm))
         self.steps: list[Step] = []
 
+    def cached_blocks(self) -> dict[int, object]:
+        """Block id → hash, of the blocks in the prefix cache."""
+        return {block.block_id: block.block_hash for block in self.kv_cache_manager.block_pool.blocks if block.block_hash is not None}
+
+    def keep_only(self, kept: dict[int, object]) -> bool:
+        """Drop all cached blocks but these, as ``cached_blocks`` told them; False, and nothing is dropped, where some of them have gone."""
+        cached = self.cached_blocks()
+        if kept.items() - cached.items():
+            return False
+        self.kv_cache_manager.block_pool.evict_blocks(cached.keys() - kept.keys())
+        return True
+
     def _make_queue(self, arm: Arm) -> RequestQueue:
         if arm.kind == "fcfs":
             return ArrivalQueue()

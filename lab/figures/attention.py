@@ -49,11 +49,28 @@ def _in_every_order(rows: pd.DataFrame, x: str) -> pd.DataFrame:
     return pd.concat([rows[~single], *(rows[single].assign(order=order) for order in shown)], ignore_index=True)
 
 
+def _panels(count: int, width: float):
+    """A figure and its panels, two in a row."""
+    across = min(2, count)
+    down = -(-count // across)
+    figure, places = plt.subplots(down, across, figsize=(width * across, 3.8 * down + 0.4), squeeze=False, layout="constrained")
+    for axes in places.flat[count:]:
+        axes.remove()
+    return figure, list(places.flat[:count])
+
+
+def _title(name: str) -> str:
+    """Heads, and below them the device, without its memory and driver."""
+    heads, *device = name.replace(", recorded", "\nrecorded", 1).split("\n", 1)
+    return "\n".join([heads, *(text.split(",")[0] for text in device)])
+
+
 def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
     """Speed by row order and kernel, relative to one group under the plain kernel; a panel for each (table, number of groups
     in a mixed batch), named by its key."""
-    figure, places = plt.subplots(1, len(tables), figsize=(5.6 * len(tables), 4.2), sharey=True, squeeze=False, layout="constrained")
-    for axes, (name, (table, groups)) in zip(places[0], tables.items()):
+    # No axis is shared: panels differ in the number of groups, and a GPU's gain from packing would flatten a CPU's bars.
+    figure, panels = _panels(len(tables), 6.4)
+    for axes, (name, (table, groups)) in zip(panels, tables.items()):
         data = of_metric(table, "attention time").query("curve == 'groups'")
         base = data.query("policy == 'paged' and groups == 1").set_index("repeat")["value"]
         bars = {"one group": data.query("policy == 'paged' and groups == 1"), "one group, cascade": data.query("policy == 'cascade'")}
@@ -76,7 +93,7 @@ def kernels(tables: dict[str, tuple[pd.DataFrame, int]]):
         for place, (_, speed) in enumerate(speeds.items()):
             axes.annotate(f"{speed.median():.2f}", (0, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
         axes.axvline(1, color="0.2", lw=1)
-        axes.set(title=name, xlabel="speed, one group under paged attention = 1", ylabel=None)
+        axes.set(title=_title(name), xlabel="speed, one group under paged attention = 1", ylabel=None)
     return figure
 
 
@@ -107,17 +124,17 @@ def roofline(table: pd.DataFrame, heads: str, rates: dict[str, float], groups: i
 
 def fits(found: dict[str, Fit]):
     """Measured against fitted time of every condition, one panel a fit."""
-    figure, places = plt.subplots(1, len(found), figsize=(4.6 * len(found) + 1.4, 4.2), squeeze=False, layout="constrained")
-    for axes, (name, fit) in zip(places[0], found.items()):
+    figure, panels = _panels(len(found), 5.2)
+    for axes, (name, fit) in zip(panels, found.items()):
         points = fit.points
         ends = [points["measured"].min() * 0.7, points["measured"].max() * 1.4]
         axes.plot(ends, ends, color="0.4", lw=1)
         sns.scatterplot(points, x="measured", y="fitted", hue="order", style="order", hue_order=ORDERS, style_order=ORDERS, palette=COLOURS, ax=axes,
-                        legend=axes is places[0][-1])  # fmt: skip
-        axes.set(title=name, xscale="log", yscale="log", xlabel="measured, ms", ylabel="fitted, ms")
+                        legend=axes is panels[0])  # fmt: skip
+        axes.set(title=_title(name), xscale="log", yscale="log", xlabel="measured, ms", ylabel="fitted, ms")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
-    places[0][-1].legend(title=None, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    panels[0].legend(title=None, frameon=False, loc="upper left")
     return figure

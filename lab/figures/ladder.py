@@ -33,3 +33,28 @@ def ladder(table: pd.DataFrame, rungs: Sequence[str]):
             )
         axes.set(xlabel=label, ylabel=None)
     return figure
+
+
+def effects(table: pd.DataFrame):
+    """A panel for throughput and one for p99 time to first token: for each "factor" a point with its interval (columns "value", "low", "high") for each
+    "kernel", on a logarithmic axis of ratios."""
+    factors, kernels = list(dict.fromkeys(table["factor"])), list(dict.fromkeys(table["kernel"]))
+    figure, places = plt.subplots(1, len(PANELS), figsize=(11.2, 0.6 * len(factors) + 1.4), sharey=True, layout="constrained")
+    colours = dict(zip(kernels, sns.color_palette("crest", len(kernels))))
+    for axes, metric in zip(places, PANELS):
+        axes.axvline(1, color="0.6", lw=1)
+        for place, factor in enumerate(factors):
+            data = table[(table["metric"] == metric) & (table["factor"] == factor)]
+            for number, row in enumerate(data.itertuples()):
+                height = place + 0.16 * (number - (len(data) - 1) / 2)
+                axes.plot([row.low, row.high], [height, height], color=colours[row.kernel], lw=2)
+                label = row.kernel if row.kernel not in [text.get_label() for text in axes.lines] else None
+                axes.plot(row.value, height, "o", color=colours[row.kernel], label=label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.2g}")
+        axes.xaxis.set_minor_formatter("{x:.2g}")
+        axes.set_xlabel(PANELS[metric].split(",")[0] + ", with over without")
+    places[0].set_yticks(range(len(factors)), factors)
+    places[0].invert_yaxis()
+    figure.legend(*places[0].get_legend_handles_labels(), title="kernel", loc="outside right center")
+    return figure

@@ -27,20 +27,22 @@ def begin(backend: str, out: str) -> Study:
     return Study(STUDY, None, out, choose_backend(backend)[0])
 
 
-def engines(backend: str, models: Sequence[str], batch: int, kv_gib: int) -> dict[str, Engine]:
-    """An engine for each model; real ones in processes of their own, each with a KV cache of ``kv_gib`` GiB on a CPU."""
-    backend, _ = choose_backend(backend)
-    if backend == "sim":
-        return {model: ModelledEngine(model, batch) for model in models}
-    return {model: EngineApart(backend, model, max_batch=batch, kv_gib=kv_gib) for model in models}
-
-
 def over_models(
-    study: Study, served: Mapping[str, Engine], arms: Sequence[str], kernels: Sequence[str], repeats: int, **setting
-) -> pd.DataFrame:
-    """Rows of a full queue for each model under each arm and kernel; ``setting`` as in ``scale.Setting``."""
-    found = [one for model, engine in served.items() for one in sweep("E6", "model", [model], named(*arms), engine, **setting)]
-    return study.measure(under_kernels(found, kernels), repeats)
+    study: Study, models: Sequence[str], arms: Sequence[str], kernels: Sequence[str], repeats: int, batch: int, kv_gib: int, **setting
+) -> tuple[dict[str, Engine], pd.DataFrame]:
+    """The engine of each model, and rows of a full queue under each arm and kernel; ``setting`` as in ``scale.Setting``. Real engines run in
+    processes of their own, one after the other, with a KV cache of ``kv_gib`` GiB on a CPU; what they are is told after they have ended, too."""
+    served: dict[str, Engine] = {}
+    tables = []
+    backend = study.provenance["backend"]
+    for model in models:
+        engine = ModelledEngine(model, batch) if backend == "sim" else EngineApart(backend, model, max_batch=batch, kv_gib=kv_gib)
+        conditions = under_kernels(sweep("E6", "model", [model], named(*arms), engine, batch=batch, **setting), kernels)
+        tables.append(study.measure(conditions, repeats))
+        if isinstance(engine, EngineApart):
+            engine.close()
+        served[model] = engine
+    return served, pd.concat(tables, ignore_index=True)
 
 
 def sizes(served: Mapping[str, Engine], prefix_tokens: int) -> pd.DataFrame:

@@ -1,0 +1,172 @@
+"""Steady state, measured: arms, kernels and workloads interleaved on one engine, each run until its throughput is known well enough.
+
+What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, each has suffixes of its own, an adaptive
+policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from lab.engines.arms import arm_of
+from lab.engines.engine import Engine
+from lab.steady import Estimate, Steady, Watch, pooled, steady
+from lab.workloads import Loop
+
+_WARM_UP = 3.0  # seconds, at most
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An arm under a kernel and an order of rows."""
+
+    arm: str
+    kernel: str = "paged"
+    sorted_rows: bool = False
+
+    @property
+    def rung(self) -> str:
+        return f"{self.arm}, {self.kernel}" + (", rows sorted" if self.sorted_rows else "")
+
+
+@dataclass(frozen=True)
+class Cell(Rung):
+    """One thing to measure: a workload under an arm, a kernel and an order of rows."""
+
+    loop: Loop = field(default_factory=Loop)
+    batch: int | None = None
+    """rows, at most; None: as the engine is"""
+    label: str = ""
+    """what tells it from a cell that is otherwise the same"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.loop.name}; {self.rung}" + (f", batch {self.batch}" if self.batch else "")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a cell is measured."""
+
+    repeats: int = 1
+    """runs of each cell, at least"""
+    target: float = 0.04
+    """half the width of the 95 % interval of the throughput, as a share of it: a run ends there"""
+    limit: float = 40.0
+    """seconds of a run on the engine's clock, at most"""
+    turnovers: float = 5.0
+    """of the whole batch that a run's steady part has at least; a run has at most six times as many"""
+    more_repeats: int = 0
+    """further runs of the cells whose pooled interval is not within ``target``"""
+    control_every: int = 6
+    """runs, after which the control recurs"""
+
+
+class Taken(NamedTuple):
+    """One run of a cell."""
+
+    cell: Cell
+    repeat: int
+    seed: int
+    found: Steady
+    control: bool
+    """a recurrence of the control, beyond its own repeats"""
+
+
+def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), control: Cell | None = None, seed: int = 1,
+            desc: str = "steady") -> Iterator[Taken]:  # fmt: skip
+    """Runs of the cells, one after the other: in each repeat each cell once, in an order drawn anew. While a run is handed out the engine is
+    still set as it was for it. ``control``: the first cell by default. A first run of each kernel is thrown away where the engine warms up.
+
+    Raises ValueError for no cell, or one twice."""
+    if not cells or len(set(cells)) < len(cells):
+        raise ValueError(f"{len(cells)} cells, {len(set(cells))} different ones: there must be at least one, and each once")
+    by_prefixes: dict[tuple, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        by_prefixes[cell.loop.groups, cell.loop.prefix_tokens].append(cell)
+    bench = _Bench(engine, effort, seed, tqdm(total=effort.repeats * len(cells), desc=desc, unit="run", mininterval=1))
+    with bench.bar:
+        for together in by_prefixes.values():
+            yield from _interleaved(bench, together, control if control in together else together[0])
+    bench.use(cells[0])
+
+
+def _interleaved(bench: "_Bench", cells: list[Cell], control: Cell) -> Iterator[Taken]:
+    effort, order, first = bench.effort, np.random.default_rng(bench.seed), bench.runs
+    bench.engine.warm(cells[0].loop.prefixes(), anew=True)
+    if bench.engine.warms_up:
+        for cell in {cell.kernel: cell for cell in cells}.values():
+            bench.warm_up(cell)
+    found: dict[Cell, list[Steady]] = defaultdict(list)
+    for repeat in range(effort.repeats + effort.more_repeats):
+        left = [cell for cell in cells if repeat < effort.repeats or not _known(found[cell], effort.target)]
+        if repeat >= effort.repeats:
+            bench.bar.total += len(left)
+        for number, index in enumerate(order.permutation(len(left))):
+            if number and number % effort.control_every == 0 and left[index] != control:
+                bench.bar.total += 1
+                yield Taken(control, repeat, bench.next_seed, bench.run(control), True)
+            seed = bench.next_seed
+            found[left[index]].append(bench.run(left[index]))
+            yield Taken(left[index], repeat, seed, found[left[index]][-1], False)
+    if bench.runs - first > effort.control_every // 2 and bench.engine.backend != "sim":
+        bench.bar.total += 1
+        yield Taken(control, repeat, bench.next_seed, bench.run(control), True)
+
+
+def _known(runs: Sequence[Steady], target: float) -> bool:
+    mean, half = pooled(runs)
+    return half <= target * mean
+
+
+@dataclass
+class _Bench:
+    """The engine, and what has been run on it."""
+
+    engine: Engine
+    effort: Effort
+    seed: int
+    bar: tqdm
+    runs: int = 0
+
+    @property
+    def next_seed(self) -> int:
+        return 1000 * self.seed + self.runs
+
+    def use(self, cell: Cell) -> None:
+        if cell.batch and cell.batch != self.engine.max_batch:
+            self.engine.use_batch(cell.batch)
+        self.engine.use_kernel(cell.kernel, cell.sorted_rows)
+
+    def warm_up(self, cell: Cell) -> None:
+        """A run that is thrown away: the first under a kernel also compiles it."""
+        self.use(cell)
+        workload = cell.loop.workload(2 * self.engine.max_batch, self.next_seed)
+        self.runs += 1
+        self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
+
+    def run(self, cell: Cell) -> Steady:
+        self.use(cell)
+        self.engine.forget()
+        loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
+        workload = loop.workload((loop.clients or rows) + int(6 * effort.turnovers * rows), self.next_seed)
+        self.runs += 1
+
+        def tell(now: float, estimate: Estimate) -> None:
+            spread = 100 * estimate.half_width / estimate.mean
+            self.bar.set_postfix_str(f"{cell.name}: {estimate.mean:.0f} tok/s ± {spread:.1f} % after {now:.3g} s", refresh=False)
+
+        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell)
+        found = steady(self.engine.run(workload, arm_of(cell.arm), watch))
+        self.bar.update()
+        return found
+
+
+def drift(taken: Sequence[Taken], control: Cell) -> float:
+    """By how much the control's throughput varied over its runs: the largest over the smallest, less 1; nan where it ran once."""
+    rates = [one.found.throughput for one in taken if one.cell == control]
+    return max(rates) / min(rates) - 1 if len(rates) > 1 else float("nan")
