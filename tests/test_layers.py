@@ -82,7 +82,7 @@ def test_files_of_one_package_have_names_that_occur_once():
 
 def test_the_core_and_the_command_line_load_without_an_engine():
     code = (
-        "import sys, feather.options, feather.ray.placement, feather.ray.prompts, feather.ray.report, lab.artifact.cli; "
+        "import sys, feather.options, feather.ray.placement, feather.ray.prompts, feather.ray.statistics, lab.artifact.cli; "
         "heavy = {'torch', 'vllm', 'ray', 'pandas', 'papermill', 'gymnasium', 'stable_baselines3'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from feather.hashing import hash_tokens
 from feather.ray.placement import Placement
 from feather.ray.prompts import prefix_path
-from feather.ray.report import KEY, Outstanding
+from feather.ray.statistics import KEY, Outstanding
 
 
 class Clock:

@@ -51,7 +51,7 @@ class Placement:
         self._replicas |= {id_: _Replica(id_, self.chunks) for id_ in ids if id_ not in self._replicas}
 
     def report(self, id_: Hashable, told: Mapping[str, Any]) -> None:
-        """What a replica says of itself (``feather.ray.report``). The same report again is no news."""
+        """What a replica says of itself (``feather.ray.statistics``). The same report again is no news."""
         replica = self._replicas.get(id_)
         if replica is None or told == replica.told:
             return

@@ -1,17 +1,17 @@
 """Feather's placement as a request router of Ray Serve: ``request_router_class="feather.ray.router.FeatherRouter"``.
 
 It reads prefixes from the arguments of a handle's call, so it belongs to the deployment that holds the engines, whatever stands in front
-of it. Where replicas do not report (``record_routing_stats``, see ``feather.ray.report``), Ray's own power of two choices decides.
+of it. Where replicas do not report (``record_routing_stats``, see ``feather.ray.statistics``), Ray's own power of two choices decides.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter  # as Ray's own prefix router does
 from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from feather.ray.placement import Placement
 from feather.ray.prompts import prefix_path
-from feather.ray.report import KEY
+from feather.ray.statistics import KEY
 
 
 class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
@@ -23,7 +23,7 @@ class FeatherRouter(LocalityMixin, MultiplexMixin, RequestRouter):
         self._here: dict[Any, RunningReplica] = {}
 
     async def choose_replicas(self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None) -> Any:
-        rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(self, candidate_replicas, pending_request)
+        rays: Any = await PowerOfTwoChoicesRequestRouter.choose_replicas(cast(Any, self), candidate_replicas, pending_request)
         if pending_request is None:
             return rays
         id_, model = pending_request.metadata.internal_request_id, pending_request.metadata.multiplexed_model_id

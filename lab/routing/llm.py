@@ -15,7 +15,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 from ray.serve.llm.deployment import LLMServer
 
 from feather.ray.prompts import prefix_path
-from feather.ray.report import Outstanding
+from feather.ray.statistics import Outstanding
 from lab.llm import TINY_LLAMA
 from lab.routing import fleet
 

@@ -104,7 +104,7 @@ class Replica:
         return done
 
     def report(self, number: int) -> dict[str, Any]:
-        """As ``feather.ray.report``."""
+        """As ``feather.ray.statistics``."""
         relatives: dict[Any, int] = {}
         for job in self.jobs.values():
             for chunk in job.path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from feather.ray.prompts import prefix_path
-from feather.ray.report import Outstanding
+from feather.ray.statistics import Outstanding
 from lab.engines.arms import Arm
 
 INSIDE = {

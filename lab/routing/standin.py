@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from feather.ray.prompts import prefix_path
-from feather.ray.report import Outstanding
+from feather.ray.statistics import Outstanding
 from lab.routing.real import CHUNK, Ask
 
 
