@@ -58,6 +58,6 @@ sys.meta_path.append(Stub)
 PY
   echo "$version" >"$venv/complete"
 fi
-[ $# -gt 0 ] || set -- tests/test_sglang.py tests/test_sglang_server.py tests/test_baselines.py
+[ $# -gt 0 ] || set -- tests/test_sglang.py tests/test_sglang_server.py tests/test_baselines.py tests/test_beliefs.py
 [ "$1" = -m ] || set -- -m pytest "$@"
 exec "$venv/bin/python" "$@"

@@ -23,6 +23,6 @@ if [ "$(cat "$venv/complete" 2>/dev/null)" != "$version" ] || ! "$venv/bin/pytho
   echo "$version" >"$venv/complete"
 fi
 case $version in 0.33.*) export VLLM_TARGET_DEVICE=cpu ;; esac  # a build for CPUs would know
-[ $# -gt 0 ] || set -- tests/test_scheduler.py tests/test_contract.py tests/test_metrics.py tests/test_versions.py tests/test_behaviours.py
+[ $# -gt 0 ] || set -- tests/test_scheduler.py tests/test_contract.py tests/test_metrics.py tests/test_versions.py tests/test_behaviours.py tests/test_beliefs.py
 [ "$1" = -m ] || set -- -m pytest "$@"
 exec "$venv/bin/python" "$@"

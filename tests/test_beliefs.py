@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import modelless
 import pytest
+import vllm
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
@@ -23,6 +24,7 @@ import feather.sglang
 from feather.vllm import FeatherScheduler
 
 CHUNK = 32
+PAST_THE_QUEUE = vllm.__version__.startswith("0.25")  # goes a request whose grammar is not ready, which the queue never sees
 OPTIONS = {
     "threshold": {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0},
     "bandit": {"policy": "bandit", "guard": False, "chunk_size": CHUNK, "max_wait": 0.05},
@@ -154,7 +156,10 @@ class PlayVllm(Play):
         admission, running = queue.admission, {request.request_id for request in scheduler.running}
         assert queue.failure is None
         assert queue.former.running == set(admission.running) == running
-        assert admission.waiting | admission.aside == scheduler.requests.keys() - running
+        known, not_running = admission.waiting | admission.aside, scheduler.requests.keys() - running
+        if PAST_THE_QUEUE:
+            not_running -= {request.request_id for request in scheduler.skipped_waiting} - known
+        assert known == not_running
         assert admission.waiting == {request.request_id for request in queue}
         self.preemptions += sum(request.status == RequestStatus.PREEMPTED for request in queue)
 
@@ -192,7 +197,8 @@ def test_vllm(tmp_path, mode):
     play.play(OPERATIONS)
     play.end()
     assert (play.preemptions > 0) or "blocks" not in settings
-    assert (play.deferrals > 0) is (mode in ("adapters", "grammars", "loaded", "everything"))
+    deferring = {"adapters", "loaded", "everything"} | (set() if PAST_THE_QUEUE else {"grammars"})
+    assert (play.deferrals > 0) is (mode in deferring)
 
 
 # -- SGLang --------------------------------------------------------------------------------------------------------------
