@@ -19,10 +19,9 @@ def main(arguments: dict) -> None:
 
     register()  # as vLLM's loader of plug-ins does where Feather is installed
     speculative = "speculative_config" in arguments
-    seed = None if arguments.get("load_format") == "dummy" else 0
     with tempfile.TemporaryDirectory() as folder:
         llm = LLM(
-            model=str(TINY_LLAMA.write(Path(folder), weights_seed=seed)), skip_tokenizer_init=True, enforce_eager=True,
+            model=str(TINY_LLAMA.write(Path(folder), weights_seed=None if arguments.get("load_format") == "dummy" else 0)), skip_tokenizer_init=True, enforce_eager=True,
             dtype="float32", max_num_seqs=6, max_model_len=2048, max_num_batched_tokens=512, block_size=32,
             disable_log_stats=not speculative, **arguments,
         )  # fmt: skip

@@ -301,7 +301,7 @@ def test_a_checkout_that_cannot_be_written_uses_its_environment_or_says_what_to_
     )
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    stamp = "cat requirements/cpu-torch.txt requirements/cpu.txt requirements/peers.txt pyproject.toml | sha256sum | cut -c1-16"
+    stamp = "cat requirements/cpu-torch.txt requirements/cpu.txt requirements/peers.txt requirements/ray.txt pyproject.toml | sha256sum | cut -c1-16"
     want = subprocess.run(["bash", "-c", stamp], cwd=checkout, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     (checkout / ".venv" / "complete").write_text(f"cpu-{want}\n", encoding="utf-8")
     done = make_environment(checkout, writable=False)

@@ -28,9 +28,10 @@ N_GRAMS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 
 @pytest.mark.parametrize("policy, drafts", [("threshold", N_GRAMS), ("never_stop", None)], ids=["threshold, n-grams", "never_stop"])
 def test_greedy_float32_tokens_equal_those_of_stock_vllm(stock, policy, drafts):
     options = {"policy": policy, "chunk_size": 32, "min_batch": 2}
-    speculation = {}
-    if drafts:  # what vLLM's dummy weights write repeats itself, so that n-grams find something
-        speculation, stock = {"speculative_config": drafts, "load_format": "dummy"}, generate(load_format="dummy")
+    # vLLM's dummy weights repeat themselves, without which no draft made of n-grams is accepted.
+    repeats = {"load_format": "dummy"} if drafts else {}
+    stock = generate(**repeats) if drafts else stock
+    speculation = {"speculative_config": drafts, **repeats} if drafts else {}
     found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options}, **speculation)
     assert (found["drafts"] > 0) is (drafts is not None) is (found["accepted"] > 0)
     assert found["rewarded tokens"] == sum(found["wanted"]), "the policy is told of every token, accepted drafts among them"

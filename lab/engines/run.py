@@ -91,7 +91,7 @@ class Run:
             "wall time": (self.seconds, "s"),
             "queue time per step": (self.queue_seconds.mean() * 1e3, "ms"),
             "queue share": (self.queue_seconds.sum() / self.step_seconds.sum(), "share of engine step time"),
-            "prefix hits": (self.cached_tokens / self.prompt_tokens, "share of prompt tokens"),
+            "prefix hits": (self.cached_tokens / self.prompt_tokens if self.prompt_tokens else np.nan, "share of prompt tokens"),
             "preemptions": (self.preemptions, "requests"),
             "evictions": (self.evictions, "cached blocks"),
             "stopped": (self.stopped.mean(), "share of steps"),

@@ -37,6 +37,9 @@ def _found(name: str) -> bool:
         return False
 
 
+_STARTS = 3
+
+
 @contextmanager
 def cluster(port: int | None = None) -> Iterator[None]:
     """Ray Serve in this machine, for as long as this is open, with a proxy at ``port`` or none; workers import what this checkout holds."""
@@ -45,15 +48,24 @@ def cluster(port: int | None = None) -> Iterator[None]:
 
     os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    ray.init(
-        address="local",
-        num_cpus=max(8, os.cpu_count() or 1),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}},
-    )
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(8, os.cpu_count() or 1),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                object_store_memory=200 * 2**20,
+                runtime_env={"env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}},
+            )
+            break
+        except (
+            Exception
+        ):  # Ray raises just that where its processes take more than the seconds it gives them, as on a machine with much else to do
+            ray.shutdown()
+            if not left:
+                raise
     try:
         if port is None:
             serve.start(proxy_location="Disabled")

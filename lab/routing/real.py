@@ -56,7 +56,7 @@ class Ask:
 def a_core_of_its_own() -> None:
     """Keep this process on one core that no other replica has, for as long as it lives; beyond the last core it may use all."""
     for core in sorted(os.sched_getaffinity(0)):
-        lock = open(Path(tempfile.gettempdir()) / f"feather-replica-{os.getuid()}-{core}.lock", "w")  # noqa: SIM115 (held to the end)
+        lock = open(Path(tempfile.gettempdir()) / f"feather-replica-{os.getuid()}-{core}.lock", "w", encoding="utf-8")  # noqa: SIM115 (held to the end)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
