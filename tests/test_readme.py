@@ -113,8 +113,9 @@ def recorded_ratios() -> set[str]:
         values = pd.to_numeric(pd.concat([claims["ours"], claims["low"], claims["high"]])).dropna()
         found |= {f"{value:.0f}" if value >= 10 else f"{value:.2f}" for value in values}
     for path in (ROOT / "data" / "recorded").glob("*/benchmarks/*.json"):
-        ratios = re.findall(r'"(?:median|\w+_ratio)": (\d+\.\d+)', path.read_text(encoding="utf-8"))
+        ratios = re.findall(r'"(?:median|\w+_ratio|ratio_\w+)": (\d+\.\d+)', path.read_text(encoding="utf-8"))
         found |= {f"{float(value):.{digits}f}" for value in ratios for digits in (1, 2)}
+        found |= {f"{float(value):.0f}" for value in ratios if float(value) >= 10}
     return found
 
 

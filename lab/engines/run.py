@@ -104,6 +104,8 @@ class Run:
             found["time between tokens, p99"] = (np.percentile(self.between_tokens, 99) * 1e3, "ms")
         if decode.any():
             found["decode throughput"] = (self.step_tokens[decode].sum() / self.step_seconds[decode].sum(), "tok/s")
+            if (tokens := self.step_tokens[decode].sum()) > (rows := self.decode_rows[decode].sum()):  # accepted drafts
+                found["tokens per row"] = (tokens / rows, "tokens in a step")
             found["decode step"] = (np.median(self.step_seconds[decode]) * 1e3, "ms")
             found["mean batch"] = (self.decode_rows[decode].mean(), "requests")
             found["groups per batch"] = (self.groups[decode].mean(), "groups")

@@ -62,8 +62,11 @@ def finding(table: pd.DataFrame) -> str:
     change = "less" if found.drafted.median < found.plain.median else "more"
     if found.plain.low <= found.drafted.median <= found.plain.high:
         change = "as much"
+    tokens = table[(table["metric"] == "tokens per row") & (table["drafts"] > 0)]["value"]  # told where a draft was accepted
+    accepted = tokens.median() - 1 if len(tokens) else 0.0
     return (
-        f"One prefix over {found.groups}: {words.told(found.plain)} without drafts, {words.told(found.drafted)} with {found.drafts} drafted tokens a row: "
+        f"One prefix over {found.groups}: {words.told(found.plain)} without drafts, {words.told(found.drafted)} with {found.drafts} drafted tokens a row, "
+        f"of which {accepted:.1f} are accepted: "
         f"homogeneity is worth {change}. Drafts alone: {words.told(found.gain)}"
     )
 
