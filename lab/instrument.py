@@ -1,12 +1,13 @@
 """Steady state, measured: arms, kernels and workloads interleaved on one engine, each run until its throughput is known well enough.
 
-What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, each has suffixes of its own, an adaptive
-policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows.
+What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, those of one repeat have the same requests but for
+suffixes of their own, an adaptive policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ from tqdm import tqdm
 
 from lab.engines.arms import arm_of
 from lab.engines.engine import Engine
-from lab.steady import Estimate, Steady, Watch, pooled, steady
-from lab.workloads import Loop
+from lab.steady import LEAST_TOKENS, Estimate, Steady, Watch, pooled, steady
+from lab.workloads import Loop, Workload
 
 _WARM_UP = 3.0  # seconds, at most
 
@@ -72,6 +73,7 @@ class Taken(NamedTuple):
     cell: Cell
     repeat: int
     seed: int
+    """of the requests; suffixes have another"""
     found: Steady
     control: bool
     """a recurrence of the control, beyond its own repeats"""
@@ -109,13 +111,12 @@ def _interleaved(bench: "_Bench", cells: list[Cell], control: Cell) -> Iterator[
         for number, index in enumerate(order.permutation(len(left))):
             if number and number % effort.control_every == 0 and left[index] != control:
                 bench.bar.total += 1
-                yield Taken(control, repeat, bench.next_seed, bench.run(control), True)
-            seed = bench.next_seed
-            found[left[index]].append(bench.run(left[index]))
-            yield Taken(left[index], repeat, seed, found[left[index]][-1], False)
+                yield Taken(control, repeat, bench.seed_of(repeat), bench.run(control, repeat), True)
+            found[left[index]].append(bench.run(left[index], repeat))
+            yield Taken(left[index], repeat, bench.seed_of(repeat), found[left[index]][-1], False)
     if bench.runs - first > effort.control_every // 2 and bench.engine.backend != "sim":
         bench.bar.total += 1
-        yield Taken(control, repeat, bench.next_seed, bench.run(control), True)
+        yield Taken(control, repeat, bench.seed_of(repeat), bench.run(control, repeat), True)
 
 
 def _known(runs: Sequence[Steady], target: float) -> bool:
@@ -133,9 +134,12 @@ class _Bench:
     bar: tqdm
     runs: int = 0
 
-    @property
-    def next_seed(self) -> int:
-        return 1000 * self.seed + self.runs
+    def seed_of(self, repeat: int) -> int:
+        return 1000 * self.seed + repeat
+
+    def workload(self, loop: Loop, requests: int, repeat: int) -> Workload:
+        self.runs += 1
+        return loop.workload(requests, self.seed_of(repeat), suffixes=1_000_000 * (self.seed + 1) + self.runs)
 
     def use(self, cell: Cell) -> None:
         if cell.batch and cell.batch != self.engine.max_batch:
@@ -145,16 +149,16 @@ class _Bench:
     def warm_up(self, cell: Cell) -> None:
         """A run that is thrown away: the first under a kernel also compiles it."""
         self.use(cell)
-        workload = cell.loop.workload(2 * self.engine.max_batch, self.next_seed)
-        self.runs += 1
+        workload = self.workload(cell.loop, 2 * self.engine.max_batch, -1)
         self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
 
-    def run(self, cell: Cell) -> Steady:
+    def run(self, cell: Cell, repeat: int) -> Steady:
         self.use(cell)
         self.engine.forget()
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
-        workload = loop.workload((loop.clients or rows) + int(6 * effort.turnovers * rows), self.next_seed)
-        self.runs += 1
+        # An estimate goes by the tokens that came until the last request was sent. These suffice up to four times what the engine can serve.
+        least = ceil(4 * LEAST_TOKENS / loop.mean_decode)
+        workload = self.workload(loop, (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)), repeat)
 
         def tell(now: float, estimate: Estimate) -> None:
             spread = 100 * estimate.half_width / estimate.mean

@@ -8,7 +8,8 @@ from scipy import stats
 
 from lab.engines.run import Run
 
-_POINTS = 100  # of the series that the rule looks at, in batches of five
+LEAST_TOKENS = 100
+"""points of the series that the rule looks at, in batches of five: an estimate needs as many tokens"""
 _BATCHES = 10
 _WITHIN = 0.05  # of the steady rate: then a policy has settled
 
@@ -79,8 +80,8 @@ def estimate(token_times: np.ndarray, end: float) -> Estimate:
     """Throughput of the steady part until ``end``, from when tokens came, in ascending order. The interval is that of ten batch means (Law,
     Simulation Modeling and Analysis, ch. 9.5.3), widened where one batch tells of the next: by what a first-order autoregressive process of
     their correlation asks for, as ASAP3 does (Steiger et al., "ASAP3: a batch means procedure for steady-state simulation analysis", ACM TOMACS 2005)."""
-    counts, _ = np.histogram(token_times, bins=_POINTS, range=(0, end))
-    first = begin(counts.reshape(-1, 5).mean(1)) * 5 * end / _POINTS
+    counts, _ = np.histogram(token_times, bins=LEAST_TOKENS, range=(0, end))
+    first = begin(counts.reshape(-1, 5).mean(1)) * 5 * end / LEAST_TOKENS
     means, _ = np.histogram(token_times, bins=_BATCHES, range=(first, end))
     rates = means / (end - first) * _BATCHES
     half = stats.t.ppf(0.975, _BATCHES - 1) * rates.std(ddof=1) / np.sqrt(_BATCHES) * _widened(rates)
@@ -100,9 +101,9 @@ def steady(run: Run) -> Steady:
     off. Raises ValueError where nothing ran until then."""
     end = run.closed_until or run.seconds
     inside = run.token_times[run.token_times <= end]
-    if len(inside) < _POINTS:
+    if len(inside) < LEAST_TOKENS:
         raise ValueError(
-            f"a steady state needs at least {_POINTS} tokens before the last request is sent, and there were {len(inside)}: send more requests"
+            f"a steady state needs at least {LEAST_TOKENS} tokens before the last request is sent, and there were {len(inside)}: send more requests"
         )
     first, mean, half = estimate(inside, end)
     part = run.window(first, end)
@@ -142,14 +143,14 @@ class Watch:
 
     def __init__(self, tokens: int, target: float, limit: float, tell: Callable[[float, Estimate], None] | None = None):
         self._tokens, self._target, self._limit, self._tell = tokens, target, limit, tell
-        self._next = max(_POINTS, tokens // 4)
+        self._next = max(LEAST_TOKENS, tokens // 4)
         self._before = False  # whether the last estimate was good enough: two in a row are asked for, since one may be so by chance
 
     def __call__(self, token_times: list[float]) -> bool:
         if not token_times:
             return False
         now = token_times[-1]
-        if now >= self._limit and len(token_times) > _POINTS:
+        if now >= self._limit and len(token_times) > LEAST_TOKENS:
             return True
         if len(token_times) < self._next:
             return False

@@ -41,6 +41,23 @@ install_torch_cpu() {
     || install_failed "$1" "the CPU build of torch"
 }
 
+# Paths in an environment's .pth files are read in the locale's encoding, which may lack letters of the folder's name: the ways below are relative.
+
+lead_to_checkout() {
+  local way
+  for way in "$1"/lib/python*/site-packages/__editable__.feather*.pth; do echo ../../../.. >"$way"; done
+}
+
+install_checkout() {
+  LC_ALL=C.UTF-8 pip_install "$1" --no-build-isolation --editable . || install_failed "$1" "feather itself"
+  lead_to_checkout "$1"
+}
+
+borrow_packages() {
+  local here=lib/${1##*/lib/}
+  echo "import site, sys; site.addsitedir(sys.prefix + '/../.venv/$here')" >"$1/borrowed.pth"
+}
+
 make_environment() {
   local flavour=$1 venv=.venv lock want python
   [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || die "vLLM's wheels are for Linux on x86_64; this is $(uname -s) on $(uname -m)"
@@ -69,7 +86,7 @@ make_environment() {
     : >"$venv/install.log"
     [ "$flavour" = gpu ] || install_torch_cpu "$venv"
     pip_install "$venv" -r "$lock" || install_failed "$venv" "$lock"
-    pip_install "$venv" --no-build-isolation --editable . || install_failed "$venv" "feather itself"
+    install_checkout "$venv"
     # Two notebooks and the tests of feather.sglang want it, and say so where it is missing.
     pip_install "$venv" -r requirements/peers.txt || echo "SGLang could not be installed (see $venv/install.log): notebooks 14 and 25 go without" >&2
     # Notebook 50 and the tests of feather.ray want it, and say so where it is missing.

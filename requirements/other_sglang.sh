@@ -11,11 +11,11 @@ if [ "$(cat "$venv/complete" 2>/dev/null)" != "$version" ] || ! works "$PWD/$ven
   rm -rf "$venv"
   "$PYTHON_VENV" -m venv --without-pip "$venv"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  borrowed=$("$PYTHON_VENV" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo "import site; site.addsitedir('$borrowed')" >"$site/borrowed.pth"
+  borrow_packages "$site"
   pip() { "$PYTHON_VENV" -m pip --disable-pip-version-check --python "$venv/bin/python" install --quiet --no-deps "$@"; }
   pip "sglang==$version" orjson gguf
-  pip --no-build-isolation --editable .
+  LC_ALL=C.UTF-8 pip --no-build-isolation --editable .
+  lead_to_checkout "$venv"
   # SGLang imports torchvision (image processors), which must fit torch to the byte, and sgl_kernel, of which there is no build for CPUs.
   # Neither is called by what runs here: any name of them will do.
   echo 'import stubs_for_sglang' >"$site/stubs_for_sglang.pth"

@@ -13,8 +13,7 @@ if [ "$(cat "$venv/complete" 2>/dev/null)" != "$version" ] || ! "$venv/bin/pytho
   rm -rf "$venv"
   "$PYTHON_VENV" -m venv --without-pip "$venv"
   site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  borrowed=$("$PYTHON_VENV" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo "import site; site.addsitedir('$borrowed')" >"$site/borrowed.pth"
+  borrow_packages "$site"
   install() { "$PYTHON_VENV" -m pip --disable-pip-version-check install --quiet --no-deps --target "$site" "$1==$version"; }
   case $version in
     0.33.*) install vllm; find "$site/vllm" -name '*.so' -delete ;;

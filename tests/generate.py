@@ -1,4 +1,5 @@
-"""Run as a program: greedy tokens of one real engine, as JSON on the last line. Arguments: JSON of LLM() arguments."""
+"""Run as a program: greedy tokens of one real engine, as JSON on the last line. Arguments: JSON of LLM() arguments, and ``wrong_block``: Feather's kernel takes the first
+block of every request for its second."""
 
 import json
 import os
@@ -19,6 +20,7 @@ def main(arguments: dict) -> None:
 
     register()  # as vLLM's loader of plug-ins does where Feather is installed
     speculative = "speculative_config" in arguments
+    wrong_block = arguments.pop("wrong_block", False)
     with tempfile.TemporaryDirectory() as folder:
         llm = LLM(
             model=str(TINY_LLAMA.write(Path(folder), weights_seed=None if arguments.get("load_format") == "dummy" else 0)), skip_tokenizer_init=True, enforce_eager=True,
@@ -34,6 +36,15 @@ def main(arguments: dict) -> None:
     from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
 
     backend.LEAST_READ = 0  # share in short steps, too
+    if wrong_block:
+        right = backend.make_plan
+
+        def wrong(table, *more):
+            table = table.copy()
+            table[:, 1] = table[:, 0]
+            return right(table, *more)
+
+        backend.make_plan = wrong
     core = llm.llm_engine.engine_core.engine_core
     scheduler, told = core.scheduler, []
     if hasattr(scheduler, "_is_feather"):

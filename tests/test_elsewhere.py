@@ -292,6 +292,27 @@ def make_environment(folder, writable):
     return subprocess.run(["bash", "-c", say + SCRIPT], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=60)
 
 
+def test_an_environment_leads_to_a_checkout_whose_name_the_locale_cannot_write(checkout):
+    site = checkout / ".venv" / "lib" / "python3.11" / "site-packages"
+    other = checkout / ".venv-other" / "lib" / "python3.11" / "site-packages"
+    for folder in (site, other):
+        folder.mkdir(parents=True)
+    (site / "__editable__.feather_scheduler-0.pth").write_text(f"{checkout}\n", encoding="utf-8")
+    script = f'. requirements/environment.sh; lead_to_checkout .venv; borrow_packages "$PWD/{other.relative_to(checkout)}"'
+    subprocess.run(["bash", "-c", script], cwd=checkout, check=True, timeout=60)
+    code = f"import site, sys; sys.prefix = {str(checkout / '.venv-other')!r}; site.addsitedir({str(other)!r}); print(ascii(sys.path))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-X", "utf8", "-c", code],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "LC_ALL": "C"},
+        check=True,
+    )
+    found = [Path(path).resolve() for path in ast.literal_eval(done.stdout)]
+    assert site.resolve() in found and checkout.resolve() in found
+    assert all(path.read_bytes().isascii() for folder in (site, other) for path in folder.glob("*.pth"))
+
+
 def test_a_checkout_that_cannot_be_written_uses_its_environment_or_says_what_to_do(checkout):
     done = make_environment(checkout, writable=False)
     assert (

@@ -64,6 +64,15 @@ def test_shared_prefixes_computed_once_give_the_tokens_of_stock_vllm(stock, atte
         assert ran["shared_rows"] == 0
 
 
+def test_one_block_taken_for_another_would_change_the_tokens(stock):
+    """So the tokens above tell that what was read was right: a stale block would be one such."""
+    options = {"attention": "packed", "policy": "never_stop", "chunk_size": 32}
+    found = generate(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": options}, wrong_block=True)
+    assert found["attention"]["packed"] > 0
+    wrong = sum(mine != theirs for mine, theirs in zip(found["tokens"], stock["tokens"]))
+    assert wrong > len(stock["tokens"]) / 4
+
+
 def test_a_wrong_option_ends_the_start_up_and_is_named():
     arguments = dict(scheduler_cls="feather.vllm.FeatherScheduler", additional_config={"feather": {"polcy": "threshold"}})
     program = [sys.executable, str(Path(__file__).with_name("generate.py")), json.dumps(arguments)]

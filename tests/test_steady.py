@@ -109,6 +109,10 @@ def test_the_watch_ends_a_run_when_the_interval_is_narrow_or_the_time_is_up():
 def test_a_loop_is_the_same_for_the_same_seed_and_has_the_mean_it_says(loop):
     one, other = loop.workload(500, 3), loop.workload(500, 3)
     assert one == other and one.prompts[0].tokens[-20:] != loop.workload(500, 4).prompts[0].tokens[-20:]
+    other = loop.workload(500, 3, suffixes=9)
+    assert [(prompt.group, prompt.decode_tokens, prompt.arrival) for prompt in other.prompts] == [
+        (prompt.group, prompt.decode_tokens, prompt.arrival) for prompt in one.prompts
+    ] and other.prompts[0].tokens != one.prompts[0].tokens
     assert loop.draw(20_000, np.random.default_rng(0)).mean() == pytest.approx(16, rel=0.08)
     assert one.clients == loop.clients and (max(prompt.arrival for prompt in one.prompts) > 0) == (loop.clients is None)
 
@@ -124,7 +128,7 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
     taken = list(measure(engine, cells, Effort(repeats=2, limit=1e6, turnovers=3, control_every=3)))
     own = [one for one in taken if not one.control]
     assert sorted((one.cell.rung, one.repeat) for one in own) == sorted((cell.rung, repeat) for cell in cells for repeat in range(2))
-    assert {one.cell for one in taken if one.control} == {cells[0]} and len({one.seed for one in taken}) == len(taken)
+    assert {one.cell for one in taken if one.control} == {cells[0]} and {one.seed for one in taken} == {1000, 1001}
     assert 0 <= drift(taken, cells[0]) < 0.2
     for one in taken:
         found = one.found
@@ -159,3 +163,11 @@ def test_a_discipline_lets_in_as_many_groups_as_it_says(engine, name):
         mixed = (run.prefill_tokens > 0) & (run.decode_rows > 0)
         assert not mixed.any() or arm.options["at_once"] > 1, "nobody joins a batch that has begun"
     assert run.output_tokens == LOOP.workload(120, 1).decode_tokens
+
+
+def test_an_overloaded_open_loop_of_short_answers_is_long_enough_for_an_estimate(engine):
+    effort = Effort(target=1e-9, limit=1e6, turnovers=0.25)
+    closed = Loop(groups=4, prefix_tokens=1000, mean_decode=4, clients=24)
+    (usual,) = measure(engine, [Cell("FCFS", loop=closed)], effort)
+    (taken,) = measure(engine, [Cell("FCFS", loop=closed.at(1.5 * usual.found.throughput / closed.mean_decode))], effort)
+    assert taken.found.throughput > 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from lab.engines.arms import Arm
 from lab.engines.engine import Engine, make_engine
-from lab.engines.run import Run
+from lab.engines.run import Enough, Run
 from lab.workloads import Workload
 
 
@@ -44,8 +44,12 @@ class EngineApart:
     def warm(self, prefixes: list[list[int]], anew: bool = False) -> None:
         self._ask("warm", prefixes, anew)
 
-    def run(self, workload: Workload, arm: Arm) -> Run:
-        return self._ask("run", workload, arm)
+    def forget(self) -> None:
+        self._ask("forget")
+
+    def run(self, workload: Workload, arm: Arm, enough: Enough | None = None) -> Run:
+        """As elsewhere, but ``enough`` must be something that can be pickled: what it keeps of a run stays in the other process."""
+        return self._ask("run", workload, arm, enough)
 
     def close(self) -> None:
         self._pipe.close()

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -57,7 +58,11 @@ def cluster(port: int | None = None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 object_store_memory=200 * 2**20,
-                runtime_env={"env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"}},
+                # Ray hands the command of a worker to a shell, as it is: a folder with a blank in its name would end there.
+                runtime_env={
+                    "env_vars": {"PYTHONPATH": path, "VLLM_LOGGING_LEVEL": "ERROR"},
+                    "py_executable": shlex.quote(sys.executable),
+                },
             )
             break
         except (

@@ -78,7 +78,7 @@ def found(table: pd.DataFrame, vary: str, label: str) -> str:
     ]
     last = ends[-1]
     kernels = comparing.found_by_kernel(table, f"{last} {label}", **{vary: last})
-    return words.bullets([f"**In steady state**, over FCFS, by {label}: {'; '.join(told)}.", kernels])
+    return words.bullets([f"**In steady state**, over FCFS, {label}: {'; '.join(told)}.", kernels])
 
 
 def _tail(table: pd.DataFrame, policy: str, vary: str, value: object) -> Ratio:
@@ -114,7 +114,7 @@ def draw_load(study: Study, table: pd.DataFrame, capacity: float) -> None:
     study.figure(
         drawn.latency_throughput(rows, LOAD),
         "e1_load",
-        finding(rows, LOAD, "of FCFS's capacity"),
+        finding(rows, LOAD, "times FCFS's capacity"),
         f"Poisson arrivals, {_same(rows, LOAD)}, batch {study.engine.max_batch}; FCFS serves {capacity:.3g} requests a second; "
         + figures.spread(comparing.repeats(rows)),
         "Throughput against offered load, and p99 time to first token against throughput (E1)."

@@ -70,9 +70,10 @@ class Loop:
         """The same requests in an open loop."""
         return replace(self, clients=None, requests_per_s=requests_per_s)
 
-    def workload(self, requests: int, seed: int) -> Workload:
-        """The first ``requests`` of it, each with a suffix of its own; another seed gives other suffixes, so that no run finds those of an earlier
-        one in the prefix cache. A longer beginning with the same seed is not the same requests and more."""
+    def workload(self, requests: int, seed: int, suffixes: int | None = None) -> Workload:
+        """The first ``requests`` of it: groups, lengths and times by ``seed``, and suffixes by a seed of their own, by default the same. Two runs that are
+        to have the same requests take different suffixes nevertheless, so that the later one does not find those of the earlier in the prefix cache. A
+        longer beginning with the same seed is not the same requests and more."""
         rng = np.random.default_rng(seed)
         share = np.arange(1.0, self.groups + 1) ** -self.zipf
         # Equally likely groups come equally often.
@@ -81,11 +82,12 @@ class Loop:
         )
         lengths = self.draw(requests, rng)
         times = arrivals(rng, requests, self.requests_per_s)
-        suffixes = rng.integers(FIRST_TOKEN, VOCABULARY, (requests, self.suffix_tokens)).tolist()
+        drawn = np.random.default_rng([1, seed if suffixes is None else suffixes])
+        own = drawn.integers(FIRST_TOKEN, VOCABULARY, (requests, self.suffix_tokens)).tolist()
         prefixes = self.prefixes()
         prompts = [
             Prompt(prefixes[group] + suffix, int(group), int(length), float(time))
-            for group, suffix, length, time in zip(groups, suffixes, lengths, times)
+            for group, suffix, length, time in zip(groups, own, lengths, times)
         ]
         return Workload(prompts, clients=self.clients)
 
