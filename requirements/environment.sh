@@ -9,8 +9,9 @@ die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 
 has_cuda_gpu() { [[ "$(nvidia-smi -L 2>/dev/null)" == "GPU "* ]]; }
 
-works() {  # VENV: whether its interpreter runs and its feather is this checkout's (not that of one it was copied from)
-  [ "$(cd / && "$1/bin/python" -c 'import feather; print(feather.__path__[0])' 2>/dev/null)" = "$PWD/feather" ]
+works() {  # VENV: whether its interpreter runs, its feather is this checkout's, and its programs are its own (not those of one it was copied from)
+  [ "$(cd / && "$1/bin/python" -c 'import feather; print(feather.__path__[0])' 2>/dev/null)" = "$PWD/feather" ] \
+    && grep -qF "$(cd "$1" && pwd -P)/bin/python" "$1/bin/pip"
 }
 
 supported_python() {  # prints the first interpreter of a supported version that can make an environment
@@ -79,7 +80,7 @@ make_environment() {
     [ -w . ] || die "$PWD cannot be written and has no environment in $venv: copy the checkout to where it can be, or make it writable"
     python=$(supported_python) || exit 2
     # Without the stamp an earlier attempt was interrupted, and what it left cannot be trusted.
-    [ -f "$venv/complete" ] && "$PYTHON_VENV" -c '' 2>/dev/null || rm -rf "$venv"
+    [ -f "$venv/complete" ] && works "$PWD/$venv" || rm -rf "$venv"
     rm -f "$venv/complete"
     echo "making the $flavour environment in $venv ($("$python" --version), $(wc -l <"$lock") packages; minutes the first time) ..." >&2
     [ -x "$PYTHON_VENV" ] || "$python" -m venv "$venv" || die "$python cannot make a virtual environment in $PWD/$venv"

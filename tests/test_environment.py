@@ -125,3 +125,6 @@ def test_a_copied_checkout_does_not_run_the_code_it_was_copied_from(project, tmp
     code = "import feather; print(feather.__path__[0])"
     found = subprocess.run([copy / ".venv" / "bin" / "python", "-c", code], cwd="/", capture_output=True, text=True)
     assert found.stdout.strip() == str(copy / "feather")
+    assert str(project) not in (copy / ".venv" / "bin" / "pip").read_text(encoding="utf-8")  # nor its programs, as "jupyter" would be
+    (tmp_path / "link").symlink_to(copy)
+    assert "making" not in make_environment(tmp_path / "link").stderr

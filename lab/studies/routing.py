@@ -84,11 +84,14 @@ def cells(shapes: Sequence[str] = SHAPES, kvs: Sequence[str] = (ROOMY, SMALL)) -
 
 @contextmanager
 def replicas(setting: Setting, number: int = 2):
-    """Real engines behind the router of the study; the handle that requests go to."""
+    """Real engines behind the router of the study; the handle that requests go to. They have answered some, which are thrown away: the first
+    requests of an engine take seconds."""
     from lab.routing.real import Replica
 
     with fleet.cluster():
-        yield fleet.deploy(Replica, setting.rows, replicas=number, router="lab.routing.router.StudyRouter")
+        handle = fleet.deploy(Replica, setting.rows, replicas=number, router="lab.routing.router.StudyRouter")
+        run_real(handle, replace(setting, seconds=min(5.0, setting.seconds)), BASE, "FCFS", ROOMY, "uniform", seed=99, number=number)
+        yield handle
 
 
 _cells = count(1)  # no two runs of a process are of one cell, so that each begins on empty caches
@@ -108,12 +111,10 @@ def measure(study: Study, handle, setting: Setting, repeats: int, chosen: Sequen
             routers: Sequence[str] = tuple(RULES), insides: Sequence[str] = ("FCFS", "Feather"), before: pd.DataFrame | None = None,
             seconds: float = inf) -> pd.DataFrame:  # fmt: skip
     """Every router before every scheduler in every cell. What is compared runs side by side: the routers of one cell one after another, cells and
-    routers in an order drawn anew for each repeat; a run with other requests first, thrown away. ``before``: rows of earlier calls; what they hold
+    routers in an order drawn anew for each repeat. ``before``: rows of earlier calls; what they hold
     is not run again. ``seconds``: no cell begins that would not end by then, going by the longest so far. Returns rows of both."""
     first, start, longest = study.kept, time.monotonic(), 0.0
     missing = list(blocks(repeats, chosen, insides, before))
-    if missing:
-        run_real(handle, replace(setting, seconds=min(5.0, setting.seconds)), BASE, "FCFS", ROOMY, "uniform", seed=99)
     with tqdm(total=len(missing) * len(routers), desc=study.name, unit="run") as bar:
         for repeat, inside, shape, kv in missing:
             begin = time.monotonic()
