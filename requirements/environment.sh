@@ -11,7 +11,7 @@ has_cuda_gpu() { [[ "$(nvidia-smi -L 2>/dev/null)" == "GPU "* ]]; }
 
 works() {  # VENV: whether its interpreter runs, its feather is this checkout's, and its programs are its own (not those of one it was copied from)
   [ "$(cd / && "$1/bin/python" -c 'import feather; print(feather.__path__[0])' 2>/dev/null)" = "$PWD/feather" ] \
-    && grep -qF "$(cd "$1" && pwd -P)/bin/python" "$1/bin/pip"
+    && grep -qF "$(cd "$1" && pwd -P)/bin/python" "$1/bin/pip" 2>/dev/null
 }
 
 supported_python() {  # prints the first interpreter of a supported version that can make an environment

@@ -322,6 +322,7 @@ def test_a_checkout_that_cannot_be_written_uses_its_environment_or_says_what_to_
     )
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (checkout / ".venv" / "bin" / "pip").write_text(f"#!{checkout}/.venv/bin/python\n", encoding="utf-8")
     stamp = "cat requirements/cpu-torch.txt requirements/cpu.txt requirements/peers.txt requirements/ray.txt pyproject.toml | sha256sum | cut -c1-16"
     want = subprocess.run(["bash", "-c", stamp], cwd=checkout, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     (checkout / ".venv" / "complete").write_text(f"cpu-{want}\n", encoding="utf-8")
