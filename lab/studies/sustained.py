@@ -78,8 +78,8 @@ def finding(table: pd.DataFrame, vary: str, label: str) -> str:
     return f"{policy} gives {words.times(ratio)} FCFS's throughput at {_at(value, label)}; p99 time to first token is {words.times(_tail(table, policy, vary, value))}"
 
 
-def found(table: pd.DataFrame, vary: str, label: str) -> str:
-    """A point for a list in Markdown: what each policy gains at each end of the axis under the first kernel, and which gains most under each kernel."""
+def found(table: pd.DataFrame, vary: str, label: str, setting: str = "In steady state") -> str:
+    """Points for a list in Markdown: what each policy gains at each end of the axis under the first kernel, and which gains most under each kernel."""
     rows = comparing.judged(table)
     ends = _ends(rows, vary)
     told = [
@@ -92,7 +92,7 @@ def found(table: pd.DataFrame, vary: str, label: str) -> str:
     ]
     last = ends[-1]
     kernels = comparing.found_by_kernel(table, _at(last, label), **{vary: last})
-    return words.bullets([f"**In steady state**, over FCFS, {label}: {'; '.join(told)}.", kernels])
+    return words.bullets([f"**{setting}**, over FCFS, {label}: {'; '.join(told)}.", kernels])
 
 
 def drained(steady: Ratio, drained: Ratio, policy: str, at: str) -> str:
