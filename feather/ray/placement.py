@@ -5,7 +5,7 @@
    set of chunk hashes, least recently used first). The more of a replica's load this prefix is, the lower its bound for it, down to
    1 + epsilon ÷ 4: many requests soon pay for a copy elsewhere, a few do not.
 3. **Homogeneity.** Of these, the one where most relatives (requests that share that part) run or wait. Where several hold it, and so moving is
-   free, only up to a quarter of the bound's slack; beyond that the least loaded.
+   free, only up to a tenth of the bound's slack; beyond that the least loaded.
 4. **Load.** Where nobody holds anything, and among equals, the least loaded; then the one that holds least.
 """
 
@@ -17,7 +17,7 @@ from math import ceil
 from typing import Any
 
 _HOT = 0.75  # how much of epsilon a prefix loses that is all of a replica's load
-_COPIED = 0.25  # how much of it is left where several hold the prefix
+_COPIED = 0.1  # how much of it is left where several hold the prefix
 
 
 class _Replica:
