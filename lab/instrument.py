@@ -164,7 +164,8 @@ class _Bench:
             spread = 100 * estimate.half_width / estimate.mean
             self.bar.set_postfix_str(f"{cell.name}: {estimate.mean:.0f} tok/s ± {spread:.1f} % after {now:.3g} s", refresh=False)
 
-        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell)
+        # Of less than a whole batch's answers the steady part may hold nobody's first token.
+        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell, rows * loop.mean_decode)
         found = steady(self.engine.run(workload, arm_of(cell.arm), watch))
         self.bar.update()
         return found

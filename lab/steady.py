@@ -43,9 +43,9 @@ class Steady(NamedTuple):
 
     @property
     def longest_wait(self) -> float:
-        """Seconds to its first token of whoever waited longest, those included who were still waiting at the end."""
+        """Seconds to its first token of whoever waited longest, those included who were still waiting at the end; nan where there was nobody."""
         waits = [*self.run.first_token, *(self.begin + self.run.seconds - self.whole.left_times)]
-        return float(max(waits))
+        return float(max(waits, default=np.nan))
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Those of the steady part, and what tells how it was cut."""
@@ -139,10 +139,13 @@ class Watch:
         target: half the width of the interval, as a share of the throughput.
         limit: seconds; of fewer tokens than an estimate needs the run goes on.
         tell: called with each estimate on the way.
+        least: tokens of a whole run, without which it goes on beyond the limit, too.
     """
 
-    def __init__(self, tokens: int, target: float, limit: float, tell: Callable[[float, Estimate], None] | None = None):
-        self._tokens, self._target, self._limit, self._tell = tokens, target, limit, tell
+    def __init__(
+        self, tokens: int, target: float, limit: float, tell: Callable[[float, Estimate], None] | None = None, least: int = LEAST_TOKENS
+    ):
+        self._tokens, self._target, self._limit, self._tell, self._least = tokens, target, limit, tell, max(least, LEAST_TOKENS)
         self._next = max(LEAST_TOKENS, tokens // 4)
         self._before = False  # whether the last estimate was good enough: two in a row are asked for, since one may be so by chance
 
@@ -150,7 +153,7 @@ class Watch:
         if not token_times:
             return False
         now = token_times[-1]
-        if now >= self._limit and len(token_times) > LEAST_TOKENS:
+        if now >= self._limit and len(token_times) > self._least:
             return True
         if len(token_times) < self._next:
             return False

@@ -9,7 +9,7 @@ from lab.studies import saturation, sharing, strangers, words
 
 def curve(metric, by, values, **more):
     """Two equal repeats of a curve: value of ``by`` → value."""
-    more = {"kernel": "paged", **more}
+    more = {"kernel": "paged", "policy": "FCFS", **more}
     rows = [{"metric": metric, by: at, "repeat": repeat, "value": value, **more} for repeat in (0, 1) for at, value in values.items()]
     return pd.DataFrame(rows)
 
@@ -42,8 +42,8 @@ def test_m4_rises_smoothly_or_in_a_jump_or_not_at_all():
 
 
 def test_m5_saturates_later_and_higher_when_homogeneous():
-    one = curve("decode throughput", "batch", {4: 50.0, 8: 100.0, 16: 150.0, 32: 151.0}, groups=1)
-    eight = curve("decode throughput", "batch", {4: 50.0, 8: 80.0, 16: 81.0, 32: 80.0}, groups=8)
+    one = curve("throughput", "batch", {4: 50.0, 8: 100.0, 16: 150.0, 32: 151.0}, groups=1)
+    eight = curve("throughput", "batch", {4: 50.0, 8: 80.0, 16: 81.0, 32: 80.0}, groups=8)
     shape = saturation.over_batches(pd.concat([one, eight]), 8)
     assert all(shape.parts.values()) and "from batch 16 on, over 8 groups from 8 on" in shape.told
     turned = saturation.over_batches(pd.concat([one.assign(groups=8), eight.assign(groups=1)]), 8).parts
@@ -53,10 +53,10 @@ def test_m5_saturates_later_and_higher_when_homogeneous():
 def test_a_shape_is_judged_under_the_first_kernel_and_told_under_the_others():
     flat = dict.fromkeys((4, 8, 16), 10.0)
     runs = [
-        curve("decode throughput", "batch", {4: 50.0, 8: 100.0, 16: 102.0}, groups=1, kernel="cascade"),
-        curve("decode throughput", "batch", flat, groups=8, kernel="cascade"),
+        curve("throughput", "batch", {4: 50.0, 8: 100.0, 16: 102.0}, groups=1, kernel="cascade"),
+        curve("throughput", "batch", flat, groups=8, kernel="cascade"),
     ]
-    runs += [curve("decode throughput", "batch", flat, groups=count, kernel="paged") for count in (1, 8)]
+    runs += [curve("throughput", "batch", flat, groups=count, kernel="paged") for count in (1, 8)]
     shape = saturation.over_batches(pd.concat(runs), 8)
     assert all(shape.parts.values()) and shape.ours.median == 1.02
     assert shape.kernels == "This is under the cascade kernel; under the paged kernel the ratio is 1.00×, and 1 of 3 parts hold."

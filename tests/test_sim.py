@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lab.instrument import Effort
 from lab.llm import LLAMA_3_8B, LONGCHAT_13B, MODELS, TINY_LLAMA
 from lab.model.hardware import DEVICES, RTX_6000_ADA
 from lab.model.rows import Rows, SharedBlocks
@@ -523,6 +524,7 @@ def test_a_sweep_runs_on_the_engine_that_it_is_given(tmp_path):
 
 
 KERNELS = ["cascade", "paged", "packed"]
+BRIEF = Effort(limit=1e6, turnovers=1, target=0.2)
 
 
 def studied(name, tmp_path, **options):
@@ -560,6 +562,7 @@ def test_a_stranger_is_studied_under_every_kernel(tmp_path):
 def test_cuts_curves_and_batch_sizes_are_studied_under_every_kernel(tmp_path):
     from lab.studies import saturation, sharing
     from lab.studies.partitions import Cuts
+    from lab.workloads import Loop
 
     study = studied("11_small_batches", tmp_path)
     cuts = Cuts(study, 1024, 2, 8, [1, 2, 4], [4, 8], KERNELS, 1)
@@ -568,9 +571,19 @@ def test_cuts_curves_and_batch_sizes_are_studied_under_every_kernel(tmp_path):
     assert cuts.ratios().shape == (6, 2) and cuts.found().count("homogeneous batches are") == 3
     assert "under the packed kernel it is" in told_of(study)["M2"]
     study = studied("13_batch_size", tmp_path)
-    runs = saturation.measure(study, [4, 8], 2, 512, 16, 4, KERNELS, 1)
+    arms = ["FCFS", "Feather (never stop)"]
+    runs = saturation.steady(study, [4, 8], 2, Loop(2, 512, 16, mean_decode=8), arms, KERNELS, BRIEF)
+    drained = saturation.drain(study, [4, 8], 2, 512, 16, 4, KERNELS[0], 1)
     saturation.draw(study, runs, shape := saturation.over_batches(runs, 2), 2)
-    assert saturation.found(shape, runs).count("**A decode step**") == 3 and "under the packed kernel" in shape.kernels
+    saturation.draw_drained(study, drained, 2)
+    told = saturation.found(shape, runs, drained, 2)
+    assert told.count("**A decode step**") == 3 and "under the packed kernel" in shape.kernels and "This is a transient." in told
+    assert "**Policies**, over FCFS on 2 prefixes: Feather (never stop)" in told and "**Waiting.**" in told
+    assert {(kernel, count) for kernel, count in zip(runs["kernel"], runs["groups"])} == {
+        (kernel, count) for kernel in KERNELS for count in (1, 2)
+    }
+    assert set(runs[runs["policy"] == arms[1]]["kernel"]) == {"cascade"} and set(runs["batch"]) == {4, 8} and study.engine.max_batch == 8
+    assert {"m5_batch_size", "m5_policies", "m5_drained"} <= told_of(study).keys()
     study = studied("12_what_is_shared", tmp_path)
     curves = sharing.Curves(study, 8, 4, KERNELS)
     m3, groups = curves.over_groups([1, 2, 4], 512, 16, 1)
@@ -584,7 +597,7 @@ def test_cuts_curves_and_batch_sizes_are_studied_under_every_kernel(tmp_path):
 
 def test_policies_meet_every_kernel_where_claims_are_judged(tmp_path):
     from lab.studies import groups, lengths, rates
-    from lab.workloads import make_prefixes
+    from lab.workloads import Loop, make_prefixes
 
     arms = ["FCFS", "Feather", "Feather (never stop)", "oracle (stop)", "oracle (order)"]
     study, prefixes = studied("20_prefix_groups", tmp_path), make_prefixes(4, 1024)
@@ -611,13 +624,24 @@ def test_policies_meet_every_kernel_where_claims_are_judged(tmp_path):
         rows, 50.0, "Feather"
     )
     study = studied("22_lengths", tmp_path)
-    e2 = lengths.over_prefixes(study, [256, 512], arms[:3], KERNELS, 1, decode_tokens=4, **setting)
-    e4 = lengths.over_answers(study, [1, 4], arms[:3], KERNELS, 1, prefix_tokens=512, **setting)
-    lengths.draw_prefixes(study, e2, "Feather")
-    lengths.draw_answers(study, e4, "Feather")
+    loop = Loop(3, 512, 16, mean_decode=8)
+    e2 = lengths.steady_prefixes(study, [256, 512], loop, arms[:3], KERNELS, BRIEF)
+    e4 = lengths.steady_answers(study, [4, 8], loop, arms[:3], KERNELS, BRIEF)
+    answers = lengths.steady_shapes(study, ["uniform", "heavy"], loop, arms[:3], KERNELS[0], BRIEF)
+    lengths.draw_steady(study, e2, e4, answers, "Feather")
     lengths.verdicts(study, e2, e4, "Feather")
-    assert {"E2", "E4", "e2_kernels", "e4_kernels"} <= told_of(study).keys()
-    assert lengths.found(e2, e4, "Feather").count("**Kernels**") == 2
+    drained = (
+        lengths.over_prefixes(study, [256, 512], arms[:3], KERNELS[:1], 1, decode_tokens=4, **setting),
+        lengths.over_answers(study, [1, 4], arms[:3], KERNELS[:1], 1, prefix_tokens=512, **setting),
+    )
+    lengths.draw_prefixes(study, drained[0], "Feather")
+    lengths.draw_answers(study, drained[1], "Feather")
+    assert {"E2", "E4", "e2_steady", "e4_steady", "e4_shapes", "e2_kernels", "e4_kernels", "e2_prefix_length"} <= told_of(study).keys()
+    assert "p99 time to first token over the second best's" in told_of(study)["E4"]
+    told = lengths.found(e2, e4, answers, drained, "Feather")
+    assert told.count("**Kernels**") == 2 and "uniform, the most over FCFS is" in told and "**A full queue that drains**" in told
+    lengths_of = {shape: set(table["decode tokens"]) for shape, table in answers.groupby("answers")}
+    assert lengths_of == {"uniform": {"4–12"}, "heavy": {"heavy, mean 8"}}
 
 
 def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
@@ -626,29 +650,34 @@ def test_order_and_stopping_are_told_apart_on_batches_of_two_sizes(tmp_path):
 
     engine = sim(max_batch=8)
     study = Study("30_test", engine, tmp_path)
-    sizes = stopping.Sizes(4, 1024, 8, (4, 12), queue_requests=16, queue_batch=8, loop_requests=16, loop_batch=4)
+    sizes = stopping.Sizes(4, 1024, queue_requests=16, queue_batch=8, queue_decode=8, loop_batch=4, mean_decode=8)
     with pytest.raises(ValueError, match="chunk_sizes=\\[64\\] must contain 512"):
-        stopping.drain(study, sizes, [64], ["cascade"], repeats=1)
-    kernels = ["cascade", "paged"]
-    drained, parted, decided = (
-        stopping.drain(study, sizes, [64, 512], kernels, 1),
-        stopping.apart(study, sizes, kernels, 1),
-        stopping.deciders(study, sizes, kernels, 1),
-    )
-    ran = {kernel: set(table["policy"]) for kernel, table in drained.groupby("kernel")}
-    assert ran["paged"] == {stopping.ORDER, stopping.RULE} < ran["cascade"] and set(decided["kernel"]) == {"cascade"}
-    assert {(kernel, case) for kernel, case in zip(parted["kernel"], parted["case"])} == {
-        ("cascade", "8 tokens each"), ("cascade", "4 to 12 tokens"), ("paged", "4 to 12 tokens"),
+        stopping.drain(study, sizes, [64], "cascade", repeats=1)
+    with pytest.raises(ValueError, match="cases: 'long lengths' must be one of: uniform lengths"):
+        stopping.steady(study, sizes, ["long lengths"], ["cascade"], BRIEF)
+    with pytest.raises(ValueError, match="the list of cases is empty"):
+        stopping.steady(study, sizes, [], ["cascade"], BRIEF)
+    cases = ["uniform lengths", "Zipf groups", "8 clients a row"]
+    runs = stopping.steady(study, sizes, cases, ["cascade", "paged"], BRIEF)
+    drained = stopping.drain(study, sizes, [64, 512], "cascade", 1)
+    ran = {(kernel, case): set(table["policy"]) for (kernel, case), table in runs.groupby(["kernel", "case"])}
+    assert ran == {
+        ("cascade", "uniform lengths"): {*stopping.APART, *stopping.DECIDERS}, ("paged", "uniform lengths"): {*stopping.APART, stopping.RULE},
+        ("cascade", "Zipf groups"): set(stopping.APART), ("cascade", "8 clients a row"): set(stopping.APART),
     }  # fmt: skip
-    assert set(drained["max batch"]) == {8} and set(parted["max batch"]) == set(decided["max batch"]) == {4}
-    assert parted[parted["metric"] == "mean batch"]["value"].max() <= 4 < drained[drained["metric"] == "mean batch"]["value"].max()
+    assert {case: (table["clients"].iloc[0], table["zipf"].iloc[0]) for case, table in runs.groupby("case")} == {
+        "uniform lengths": (8, 0.0), "Zipf groups": (8, 1.0), "8 clients a row": (32, 0.0),
+    }  # fmt: skip
+    assert set(drained["max batch"]) == {8} and set(runs["max batch"]) == {4}
     stopping.chunk_figures(study, drained, sizes)
-    stopping.apart_figure(study, parted, sizes)
-    stopping.deciders_figure(study, decided, sizes)
-    assert "1.00 × [1.00, 1.00], n = 1" in stopping.claim(study, drained)
-    told = stopping.found_in_words(drained, parted, decided)
+    stopping.apart_figures(study, runs, sizes)
+    stopping.deciders_figure(study, runs, sizes)
+    assert (
+        "1.00 × [1.00, 1.00], n = 1" in (said := stopping.claim(study, drained, runs)) and "in steady state under the paged kernel" in said
+    )
+    told = stopping.found_in_words(drained, runs)
     assert [line.split("**")[1] for line in told.splitlines() if line.startswith("*")] == [
-        "Order and stopping, 8 tokens each.", "Order and stopping, 4 to 12 tokens.", "Under the paged kernel", "Who decides.", "Tree.", "Chunk size.",
+        *(f"Order and stopping, {case}." for case in cases), "Under the paged kernel", "Who decides.", "Tree.", "Chunk size", "A full queue that drains",
     ]  # fmt: skip
     assert (tmp_path / "figures" / "e9_kernels.png").exists()
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):

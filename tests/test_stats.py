@@ -55,6 +55,22 @@ def test_compare_pairs_by_repeat_and_refuses_an_ambiguous_choice():
         compare(table, "t", of={}, to={"policy": "b"})
 
 
+def test_a_single_run_is_as_sure_as_it_says_of_itself():
+    rows = [
+        ("throughput", "a", 120.0),
+        ("throughput", "b", 100.0),
+        ("throughput, half width", "a", 3.6),
+        ("throughput, half width", "b", 4.0),
+    ]
+    table = pd.DataFrame([{"metric": metric, "policy": policy, "repeat": 0, "value": value} for metric, policy, value in rows])
+    found = compare(table, "throughput", of={"policy": "a"}, to={"policy": "b"})
+    assert found.median == 1.2 and (found.low, found.high) == (pytest.approx(1.2 * 0.95), pytest.approx(1.2 * 1.05))
+    alone = compare(table[:2], "throughput", of={"policy": "a"}, to={"policy": "b"})
+    assert alone.low == alone.high == 1.2
+    twice = pd.concat([table, table.assign(repeat=1)])
+    assert compare(twice, "throughput", of={"policy": "a"}, to={"policy": "b"}).low == pytest.approx(1.2 * (1 - 0.05 / 2**0.5))
+
+
 def test_the_run_that_is_thrown_away_has_requests_of_its_own(tmp_path):
     """Else the first repeat of the first condition would find them in the prefix cache."""
     seeds = []

@@ -105,6 +105,17 @@ def test_the_watch_ends_a_run_when_the_interval_is_narrow_or_the_time_is_up():
     assert next(times[count - 1] for count in range(1, len(times)) if watch(list(times[:count]))) < 40
 
 
+def test_a_run_goes_on_beyond_its_limit_for_want_of_tokens():
+    times = list(np.arange(0.01, 20, 0.01))
+    assert len(times) > (ended := next(count for count in range(1, len(times)) if Watch(1, 1e-9, 2.0, least=600)(times[:count]))) > 600
+    assert next(count for count in range(1, len(times)) if Watch(1, 1e-9, 2.0)(times[:count])) < ended
+
+
+def test_a_part_without_a_first_token_tells_no_time_to_it(run):
+    part = run.window(float(run.first_times.max()), run.seconds)
+    assert not len(part.first_token) and np.isnan(part.metrics()["time to first token, p99"][0])
+
+
 @pytest.mark.parametrize("loop", [LOOP, Loop(4, 1000, 24, "heavy", 16, zipf=1.0), Loop(4, 1000, None, "mooncake", 16, requests_per_s=50.0)])
 def test_a_loop_is_the_same_for_the_same_seed_and_has_the_mean_it_says(loop):
     one, other = loop.workload(500, 3), loop.workload(500, 3)

@@ -144,5 +144,3 @@ PUBLISHED = named("authors' rule", "authors' bandit", "authors' radix cost", "au
 
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 MAIN = named("FCFS", "Feather (never stop)", "Feather (threshold, patient)")
-APART = named("FCFS", "Feather (never stop)", "arrival order, strict stop", "Feather (strict stop)")
-"""Order and stopping, each alone and both together."""

@@ -84,8 +84,10 @@ class Run:
         return replace(self, **chosen, output_tokens=len(chosen["token_times"]), seconds=end - begin)
 
     def metrics(self) -> dict[str, tuple[float, str]]:
-        """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill."""
+        """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill. Times to first token of a part in which nobody got
+        one are nan."""
         decode = self.prefill_tokens == 0
+        first = self.first_token if len(self.first_token) else np.array([np.nan])
         found = {
             "throughput": (self.output_tokens / self.seconds, "tok/s"),
             "wall time": (self.seconds, "s"),
@@ -96,8 +98,8 @@ class Run:
             "evictions": (self.evictions, "cached blocks"),
             "stopped": (self.stopped.mean(), "share of steps"),
             "cascade steps": (self.cascade.mean(), "share of steps"),
-            "time to first token, median": (np.median(self.first_token), "s"),
-            "time to first token, p99": (np.percentile(self.first_token, 99), "s"),
+            "time to first token, median": (np.median(first), "s"),
+            "time to first token, p99": (np.percentile(first, 99), "s"),
         }
         if len(self.between_tokens):
             found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")

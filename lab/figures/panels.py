@@ -42,27 +42,39 @@ def bars_beside(table: pd.DataFrame, metrics: Mapping[str, str], x: str):
 
 
 def lines_by_kernel(
-    table: pd.DataFrame, metric: str, x: str, hue: str, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None
-):
-    """``charts.lines`` in a panel for each attention kernel, in the order of the rows, all over the same values."""
+    table: pd.DataFrame, metric: str, x: str, hue: str, xlabel: str, ylabel: str, order: Sequence | None = None, scale: str | None = None,
+    below: tuple[str, str] | None = None,
+):  # fmt: skip
+    """``charts.lines`` in a panel for each attention kernel, in the order of the rows, all over the same values. ``below``: another metric and the
+    label of its axis, in a second row of panels."""
     kernels = list(table["kernel"].unique())
-    figure, places = _panels(len(kernels), _WIDTH if len(kernels) < 3 else 4.0)
-    for axes, kernel in zip(places, kernels):
-        lines(table[table["kernel"] == kernel], metric, x, hue, xlabel, ylabel, order, scale, axes=axes)
+    rows = [(metric, ylabel), *([below] if below else [])]
+    figure, places = _rows_of_panels(len(rows), len(kernels), _WIDTH if len(kernels) < 3 else 4.0)
+    for row, (metric, ylabel) in zip(places, rows):
+        for axes, kernel in zip(row, kernels):
+            lines(table[table["kernel"] == kernel], metric, x, hue, xlabel, ylabel, order, scale, axes=axes)
+        for axes in row:
+            axes.set_ylim(0, max(one.get_ylim()[1] for one in row))
+        for axes in row[1:]:
+            axes.set_ylabel("")
+        _one_legend(row)
+    for axes, kernel in zip(places[0], kernels):
         axes.set_title(f"{kernel} kernel")
-    for axes in places:
-        axes.set_ylim(0, max(one.get_ylim()[1] for one in places))
-    for axes in places[1:]:
-        axes.set_ylabel("")
-    _one_legend(places)
+    for row in places[1:]:
+        row[-1].get_legend().remove()
     return figure
 
 
 def _panels(count: int, width: float = _WIDTH):
-    whole = width * count + _LEGEND
-    figure, places = plt.subplots(1, count, figsize=(whole, _HEIGHT), squeeze=False)
-    figure.subplots_adjust(left=0.7 / whole, right=1 - _LEGEND / whole, top=0.96, wspace=0.24)
+    figure, places = _rows_of_panels(1, count, width)
     return figure, places[0]
+
+
+def _rows_of_panels(rows: int, count: int, width: float):
+    whole = width * count + _LEGEND
+    figure, places = plt.subplots(rows, count, figsize=(whole, _HEIGHT * rows), squeeze=False)
+    figure.subplots_adjust(left=0.7 / whole, right=1 - _LEGEND / whole, top=0.96, wspace=0.24, hspace=0.28)
+    return figure, places
 
 
 def _logarithmic_if_wide(axes, values: pd.Series) -> None:

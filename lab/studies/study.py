@@ -17,7 +17,7 @@ from lab.engines import Engine, make_engine
 from lab.engines.run import Run
 from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
-from lab.stats import Ratio, ratio
+from lab.stats import Ratio, ratio, widened
 from lab.studies import words
 
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
@@ -299,9 +299,10 @@ def frame(rows: list[dict]) -> pd.DataFrame:
 
 
 def compare(table: pd.DataFrame, metric: str, of: dict, to: dict) -> Ratio:
-    """The ratio of a metric between two conditions, each given as column → value, paired by repeat."""
+    """The ratio of a metric between two conditions, each given as column → value, paired by repeat. Where runs tell how sure they are of it ("…, half
+    width", as in steady state), the interval is not narrower than that."""
 
-    def values(where: dict) -> np.ndarray:
+    def values(where: dict, metric: str = metric) -> np.ndarray:
         chosen = table[table["metric"] == metric]
         for column, value in where.items():
             chosen = chosen[chosen[column] == value]
@@ -309,4 +310,7 @@ def compare(table: pd.DataFrame, metric: str, of: dict, to: dict) -> Ratio:
             raise ValueError(f"{where} names {len(chosen)} rows of {metric!r}, not one a repeat")
         return chosen.sort_values("repeat")["value"].to_numpy()
 
-    return ratio(values(of), values(to))
+    found, spread = ratio(values(of), values(to)), f"{metric}, half width"
+    if (table["metric"] == spread).any():
+        found = widened(found, values(of, spread) / values(of), values(to, spread) / values(to))
+    return found

@@ -27,7 +27,9 @@ def sweep(
     seed: int = 1,
 ) -> pd.DataFrame:
     """Rows of each arm at each point of an axis, named in the column ``vary``, under the first kernel; of the last point, or ``everywhere``, under the
-    others, too. ``batches``: the points are numbers of rows."""
+    others, too. ``batches``: the points are numbers of rows. Raises ValueError for no point."""
+    if not points:
+        raise ValueError(f"there is no {vary} to measure: a list of values is empty")
     last = list(points)[-1]
     found = []
     for place, (value, loop) in enumerate(points.items()):
@@ -44,30 +46,42 @@ def sweep(
 
 
 def draw(study: Study, table: pd.DataFrame, vary: str, label: str, name: str, caption: str) -> None:
-    """Throughput, and beside it p99 time to first token, against the axis under the first kernel."""
+    """Throughput, and beside it p99 time to first token, against the axis under the first kernel; as ratios to FCFS, where its points are no numbers."""
     rows = comparing.judged(table)
+    numbers = pd.api.types.is_numeric_dtype(rows[vary])
     study.figure(
-        figures.lines_beside(rows, comparing.BESIDE, vary, "policy", label),
+        figures.lines_beside(rows, comparing.BESIDE, vary, "policy", label) if numbers
+        else figures.ratio_bars_beside(rows, comparing.BESIDE_AS_RATIOS, "FCFS", vary, 6.5),
         name,
         finding(rows, vary, label),
         f"Steady state, {_same(rows, vary)}, batch {study.engine.max_batch}; {figures.spread(comparing.repeats(rows))}",
         caption,
         rows=rows,
-    )
+    )  # fmt: skip
+
+
+def draw_kernels(
+    study: Study, table: pd.DataFrame, vary: str, label: str, policy: str, name: str, caption: str, setting: str = "Steady state"
+) -> None:
+    """The last point of the axis under each kernel; ``policy``: the one that the claim is about. Nothing where there is one kernel."""
+    last = _ends(table, vary)[-1]
+    rows = table[table[vary] == last]
+    told = f"{setting}, {_at(last, label)}, {_same(rows, vary)}, batch {study.engine.max_batch}"
+    comparing.draw_kernels(study, rows, policy, name, told, caption)
 
 
 def finding(table: pd.DataFrame, vary: str, label: str) -> str:
     """Which policy gains most over FCFS, where, and what it costs in waiting."""
     policy, value, ratio = comparing.best(table, vary)
     if not words.gains(ratio):
-        return f"No policy gains over FCFS: at most {words.times(ratio)}, {policy} at {value} {label}"
-    return f"{policy} gives {words.times(ratio)} FCFS's throughput at {value} {label}; p99 time to first token is {words.times(_tail(table, policy, vary, value))}"
+        return f"No policy gains over FCFS: at most {words.times(ratio)}, {policy} at {_at(value, label)}"
+    return f"{policy} gives {words.times(ratio)} FCFS's throughput at {_at(value, label)}; p99 time to first token is {words.times(_tail(table, policy, vary, value))}"
 
 
-def found(table: pd.DataFrame, vary: str, label: str) -> str:
-    """A point for a list in Markdown: what each policy gains at each end of the axis under the first kernel, and which gains most under each kernel."""
+def found(table: pd.DataFrame, vary: str, label: str, setting: str = "In steady state") -> str:
+    """Points for a list in Markdown: what each policy gains at each end of the axis under the first kernel, and which gains most under each kernel."""
     rows = comparing.judged(table)
-    ends = list(dict.fromkeys([min(rows[vary]), max(rows[vary])]))
+    ends = _ends(rows, vary)
     told = [
         f"{policy} "
         + words.listed(
@@ -77,8 +91,27 @@ def found(table: pd.DataFrame, vary: str, label: str) -> str:
         for policy in comparing.candidates(rows)
     ]
     last = ends[-1]
-    kernels = comparing.found_by_kernel(table, f"{last} {label}", **{vary: last})
-    return words.bullets([f"**In steady state**, over FCFS, {label}: {'; '.join(told)}.", kernels])
+    kernels = comparing.found_by_kernel(table, _at(last, label), **{vary: last})
+    return words.bullets([f"**{setting}**, over FCFS, {label}: {'; '.join(told)}.", kernels])
+
+
+def drained(steady: Ratio, drained: Ratio, policy: str, at: str) -> str:
+    """A point for a list in Markdown: what the same comparison comes to in a full queue that drains."""
+    apart = "a different ratio" if abs(drained.median / steady.median - 1) > words.NOISE else "the same within noise"
+    return (
+        f"**A full queue that drains**: there {policy} over FCFS is {words.told(drained)} at {at}, {apart}: in steady state it is {words.told(steady)}. "
+        "The drained queue is a transient, and its ratios do not carry over to a server."
+    )
+
+
+def _at(value: object, label: str) -> str:
+    return f"{value} {label}"
+
+
+def _ends(table: pd.DataFrame, vary: str) -> list:
+    """The first and the last point of the axis, in the order in which they were asked for; one, where they are the same."""
+    points = list(comparing.judged(table)[vary].unique())
+    return list(dict.fromkeys([points[0], points[-1]]))
 
 
 def _tail(table: pd.DataFrame, policy: str, vary: str, value: object) -> Ratio:
