@@ -29,7 +29,7 @@ def network(wide: bool, seed: int = 0) -> Network:
 
 
 def policies(seen: list[BatchState]) -> dict[str, Policy]:
-    made = {name.replace("_", " "): Options(policy=name, guard=False).make_policy() for name in POLICIES if name != "network"}
+    made = {name.replace("_", " "): Options(policy=name).make_policy() for name in POLICIES if name not in ("network", "planner")}
     for state in seen:
         for policy in made.values():
             policy.feedback(Step(100, 0.02, decisions=(Decision(state, True), Decision(state, False))))

@@ -29,6 +29,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from feather.cost import Load
 from feather.request import Request
 
 ORDERS = ("cost", "tip", "arrival")
@@ -64,7 +65,7 @@ class NodeView(NamedTuple):
 
 
 class _Node:
-    __slots__ = ("hash", "depth", "active", "waiting", "heap", "frontier")
+    __slots__ = ("hash", "depth", "active", "waiting", "heap", "frontier", "members")
 
     def __init__(self, hash_: Hashable, depth: int):
         self.hash = hash_
@@ -73,6 +74,7 @@ class _Node:
         self.waiting = 0  # waiting requests through this node
         self.heap: list[tuple] = []  # (length, arrival, ticket, place), stale entries included
         self.frontier: tuple | None = None  # this node's one valid entry in the tree's frontier
+        self.members = 0  # waiting requests whose branch this node is
 
     def shortest(self) -> tuple | None:
         """The entry of the shortest waiting request below, the earliest of several."""
@@ -82,16 +84,28 @@ class _Node:
         return heap[0] if heap else None
 
 
+class Branch(NamedTuple):
+    """Requests that wait and have one prefix in common."""
+
+    request_id: Hashable
+    """the first of them to be admitted"""
+    depth: int
+    """of the prefix, in chunks"""
+    waiting: int
+    """how many wait"""
+
+
 class _Place:
     """A request in the tree."""
 
-    __slots__ = ("request", "nodes", "arrival", "ticket")
+    __slots__ = ("request", "nodes", "arrival", "ticket", "branch")
 
     def __init__(self, request: Request, nodes: list[_Node], arrival: int):
         self.request = request
         self.nodes = nodes  # its path
         self.arrival = arrival
         self.ticket = 0  # of its present wait: heap entries with another ticket are stale; 0 = not waiting
+        self.branch: _Node | None = None  # while it waits: the deepest node that it shared with any other; None: it shared none
 
 
 class ChunkedHashTree:
@@ -119,6 +133,10 @@ class ChunkedHashTree:
         self._arrivals = count()
         self._working_set = 0  # nodes with an active request
         self._active_chunks = 0  # the sum of the active requests' path lengths
+        self._squares = 0  # the sum over nodes of active²
+        self._branches: list[
+            tuple
+        ] = []  # (-chunks that the branch would share, members, ticket, node), lazy: branches outside the working set
         self._tip = 0
         self._witness: list[_Node] = []  # path of an active request: its first `_tip` nodes lead to the tip
 
@@ -158,6 +176,7 @@ class ChunkedHashTree:
         place = self._take(self._waiting, request_id, "waiting")
         self._stop_waiting(place)
         for node in place.nodes:
+            self._squares += 2 * node.active + 1
             node.active += 1
             if node.active == 1:
                 self._working_set += 1
@@ -259,9 +278,11 @@ class ChunkedHashTree:
                 self._watch(node)
         heappush(self._by_arrival, (place.arrival, ticket, place))
         self._waiting[place.request.id] = place
+        self._find_branch(place)
 
     def _stop_waiting(self, place: _Place) -> None:
         place.ticket = 0
+        self._set_branch(place, None)
         for node in place.nodes:
             node.waiting -= 1
             if len(node.heap) > 2 * node.waiting + _SLACK:
@@ -270,6 +291,121 @@ class ChunkedHashTree:
         if len(self._by_arrival) > 2 * len(self._waiting) + _SLACK:
             self._by_arrival = [entry for entry in self._by_arrival if entry[2].ticket == entry[1]]
             heapify(self._by_arrival)
+
+    # -- branches ------------------------------------------------------------------------------------------------
+
+    def _find_branch(self, place: _Place) -> None:
+        """A request has begun to wait. The deepest node that it shares becomes its branch, and that of the one other request which may
+        not have shared so deep a node before."""
+        nodes = place.nodes
+        depth = _deepest(0, len(nodes), lambda depth: nodes[depth - 1].active + nodes[depth - 1].waiting > 1)
+        if not depth:
+            return
+        node = nodes[depth - 1]
+        if node.waiting == 2 and not node.members:
+            node.shortest()
+            for entry in node.heap:  # at most a few, see `_stop_waiting`
+                other = entry[3]
+                if other is not place and other.ticket == entry[2]:
+                    if other.branch is None or other.branch.depth < depth:
+                        self._set_branch(other, node)
+                    break
+        self._set_branch(place, node)
+
+    def _set_branch(self, place: _Place, node: _Node | None) -> None:
+        before, place.branch = place.branch, node
+        if before is not None:
+            before.members -= 1
+            self._rank(before)
+        if node is not None:
+            node.members += 1
+            self._rank(node)
+
+    def _rank(self, node: _Node) -> None:
+        if node.members:
+            heappush(self._branches, (-node.members * node.depth, node.members, next(self._tickets), node))
+            if len(self._branches) > 2 * len(self._waiting) + _SLACK:
+                ranked = {id(entry[3]): entry for entry in self._branches if entry[3].members == entry[1]}
+                self._branches = list(ranked.values())
+                heapify(self._branches)
+
+    def largest_branch(self) -> Branch | None:
+        """Of the branches with at most half as many active requests as waiting ones, the one whose waiting requests have most chunks of it. None
+        where there is none. O((1 + a) log n), amortised, with a larger branches that are active."""
+        heap, passed, seen, found = self._branches, [], set(), None
+        while heap:
+            node = heap[0][3]
+            if node.members != heap[0][1] or id(node) in seen:
+                heappop(heap)
+            elif 2 * node.active > node.members:
+                seen.add(id(node))
+                passed.append(heappop(heap))
+            else:
+                entry = node.shortest()
+                found = Branch(entry[3].request.id, node.depth, node.members) if entry else None
+                break
+        for entry in passed:
+            heappush(heap, entry)
+        return found
+
+    def branch_of(self, request_id: Hashable) -> Branch:
+        """The branch of a waiting request, as if that one were its first."""
+        place = self._waiting[request_id]
+        if place.branch is None:
+            return Branch(request_id, len(place.nodes), 1)
+        return Branch(request_id, place.branch.depth, place.branch.members)
+
+    def first_through(self, hash_: Hashable) -> Hashable | None:
+        """The id of the shortest waiting request, the earliest of several, whose path holds this node; None where there is none."""
+        node = self._nodes.get(hash_)
+        entry = node.shortest() if node is not None else None
+        return entry[3].request.id if entry else None
+
+    def runs(self, mark: Hashable) -> bool:
+        """Whether a request runs that is of the branch with this mark (``mark_of``)."""
+        node = self._nodes.get(mark)
+        return node.active > 0 if node is not None else mark in self._active
+
+    def mark_of(self, request_id: Hashable) -> Hashable:
+        """What the members of a waiting request's branch have in common, and no other."""
+        branch = self._waiting[request_id].branch
+        return request_id if branch is None else branch.hash
+
+    def length_of(self, request_id: Hashable) -> int:
+        """Chunks of a waiting request."""
+        return len(self._waiting[request_id].nodes)
+
+    def related(self, candidate: Candidate) -> bool:
+        """Whether a waiting request shares more than half of its chunks with the working set."""
+        return 2 * candidate.cost < len(self._waiting[candidate.request_id].nodes)
+
+    # -- what batches hold ---------------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """Of the batch as it stands."""
+        return Load(len(self._active), self._active_chunks, self._working_set, self._squares, self._tip)
+
+    def load_alone(self, branch: Branch, count: float) -> Load:
+        """Of a batch of so many requests of one branch, each as long as its first."""
+        length, depth = len(self._waiting[branch.request_id].nodes), branch.depth
+        own = count * (length - depth)
+        return Load(count, count * length, depth + own, depth * count * count + own, depth if count > 1 else length)
+
+    def load_with(self, branch: Branch, count: float, share: float = 1.0) -> Load:
+        """Of the batch once so many requests of the branch have joined. ``share``: of the present rows of each prefix that are still there
+        then."""
+        nodes, depth = self._waiting[branch.request_id].nodes, branch.depth
+        rows = len(self._active) * share
+        new, squares = 0, self._squares * share * share
+        for node in nodes[:depth]:
+            if node.active:
+                squares += 2 * node.active * share * count
+            else:
+                new += 1
+        own = count * (len(nodes) - depth)
+        tip = min(self._common_with_tip(nodes), depth) if self._active else depth
+        chunks = self._active_chunks * share + count * len(nodes)
+        return Load(rows + count, chunks, self._working_set + new + own, squares + depth * count * count + own, tip)
 
     # -- the working set, its frontier and its tip ---------------------------------------------------------------
 
@@ -322,6 +458,7 @@ class ChunkedHashTree:
         self._active_chunks -= len(place.nodes)
         for node in place.nodes:
             node.active -= 1
+            self._squares -= 2 * node.active + 1
             if not node.active:
                 self._working_set -= 1
                 node.frontier = None

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from feather.bursts import Bursts
 from feather.cht import Candidate, ChunkedHashTree
+from feather.cost import Load
 from feather.policies import BatchState, Decision, Policy, Step
 from feather.request import Request
-from feather.sweeps import Bursts, Sweeps
 from feather.turns import Turns
 
 _UNKNOWN: Any = object()
@@ -23,9 +24,9 @@ class Formed(NamedTuple):
 
     decisions: tuple[Decision, ...]
     contended: bool
-    phase: int
-    settled: bool
     alone: bool
+    load: Load
+    admitted: int
     burst: bool
 
 
@@ -41,13 +42,12 @@ class BatchFormer:
     shared prefix (leaves less than half of it) because the policy added it, or it was overdue or preempted, those that ran are
     retired too. Otherwise one such request would leave nothing to lose, and the batch would stay mixed for ever.
 
-    **A policy that fills** (``Policy.fills``) regards all that runs as the batch: nobody is retired. When it takes over from a
-    policy that stops, retired requests return to the tree. When it gives way to one, all running requests are retired.
+    **A policy that plans** (``Policy.plans``) chooses by itself: only preempted requests and bursts are kept from it.
 
-    **Bursts** (see ``feather.sweeps``): if the policy fills, a burst is served in sweeps.
+    **Bursts** (see ``feather.bursts``): a policy that plans, or never stops, serves one in order of arrival.
 
     **Fairness.** A request that is ``max_wait`` seconds past its turn under first come, first served (``Turns``) goes next,
-    whatever its prefix and whatever the policy says. Once it is half of that past its turn, a policy that commits adds no more
+    whatever its prefix and whatever the policy says (one that plans sees to that itself). Once it is half of that past its turn, a policy that commits adds no more
     to its batch, so that the next batch starts with that request. This bounds the wait that a prefix causes; a queue that
     is long for everybody is still served in the order of the tree. Preempted requests had their turn: they go before all
     others, as in vLLM.
@@ -84,7 +84,6 @@ class BatchFormer:
         self._kv_use = kv_use
         self._turns = Turns(clock)
         self._bursts = Bursts(saturated_after)
-        self._sweeps = Sweeps()
         self._came = 0  # requests so far: the next one's arrival number
         self._preempted: dict[Hashable, Request] = {}  # waiting again
         self._retired: dict[Hashable, Request] = {}  # running, but out of the tree
@@ -96,28 +95,24 @@ class BatchFormer:
         self._in_effect: list[tuple[Decision, set[Hashable]]] = []  # each with those of its batch that still run
         self._stopped = False  # until the batch is gone, by a policy that commits
         self._shrunk = False  # a request of the present batch has finished
-        self._phase = policy.phase
-        self._fills = policy.fills
-        self._before_phase: set[Hashable] = set()  # running requests that were admitted before the present phase
+        self._step = 0  # that have run
+        self._admitted = 0  # since the last step
+        self._began: dict[Hashable, int] = {}  # steps that had run when a running request was admitted
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
     def insert(self, request: Request) -> None:
         """A request starts waiting. One that was removed before keeps its place by arrival."""
-        if request.id in self._sweeps.later:
-            raise ValueError(f"request {request.id!r} waits already")
         came_back = request.arrival is not None
         if request.arrival is None:
             request.arrival = self._came
-        if self._sweeping and self._sweeps.is_later(request.arrival):
-            self._sweeps.later[request.id] = request
-        else:
-            self.tree.insert(request)
-            self._sweeps.join(request.arrival)
+        self.tree.insert(request)
         if came_back:
             self._turns.take_back()
         else:
             self._came += 1
+            if self.policy.plans:
+                self.policy.arrived(self.tree, request.id)
         request.since = self._clock()
         self._next = _UNKNOWN
 
@@ -126,33 +121,38 @@ class BatchFormer:
         self._next = _UNKNOWN
         self._turns.give()
         self._preempted.pop(request_id, None)
-        return self._sweeps.later.pop(request_id, None) or self.tree.remove(request_id)
+        if self.policy.plans:
+            self.policy.finished(request_id, 0)
+        return self.tree.remove(request_id)
 
     def add_to_batch(self, request_id: Hashable) -> None:
         """The engine has admitted a waiting request, the ``next`` one or another."""
-        if request_id in self._sweeps.later:
-            self.tree.insert(self._sweeps.later.pop(request_id))
         if request_id == self._next:
-            if self._asked is not None and self._asked.state.tip_loss and not self._fills:
+            if self._asked is not None and self._asked.state.tip_loss and not self.policy.fills:
                 self._in_effect.append((self._asked, set(self.running)))
             if self._seeds_a_batch:
                 self._retire_all()
         tip = self.tree.tip_depth
         self.tree.add_to_batch(request_id)
-        if self.policy.commits and not self._fills and 2 * self.tree.tip_depth < tip:
+        if self.policy.commits and not self.policy.fills and 2 * self.tree.tip_depth < tip:
             self._retire_all(but=request_id)
         self._preempted.pop(request_id, None)
         self._turns.give()
+        self._began[request_id] = self._step
+        self._admitted += 1
         self._bursts.admit(len(self.tree.active) + len(self._retired))
         self._peak = max(self._peak, len(self.tree.active))
         self._next = _UNKNOWN
 
     def finish(self, request_id: Hashable) -> None:
         """A running request is gone, for whatever reason."""
+        began = self._began.get(request_id, self._step)
         if self._retired.pop(request_id, None) is None:
             self.tree.finish(request_id)
             self._shrunk = True
         self._left(request_id)
+        if self.policy.plans:
+            self.policy.finished(request_id, self._step - began)
 
     def preempt(self, request_id: Hashable) -> None:
         """A running request waits again, before those that have not run yet."""
@@ -173,8 +173,8 @@ class BatchFormer:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait, those for the next sweep included."""
-        return len(self.tree.waiting) + len(self._sweeps.later)
+        """Requests that wait."""
+        return len(self.tree.waiting)
 
     @property
     def burst(self) -> bool:
@@ -196,20 +196,11 @@ class BatchFormer:
     def new_step(self) -> None:
         """The engine begins another scheduling step. Time has passed, so a stop may no longer hold."""
         self._next = _UNKNOWN
-        self._begin_sweep_if_due()
-        if self.policy.phase != self._phase:
-            self._phase = self.policy.phase
-            self._before_phase = set(self.running)
-        if self.policy.fills != self._fills:
-            self._fills = self.policy.fills
-            if self._fills:
-                self._recall_all()
-            else:
-                self._retire_all()
+        if self.policy.plans:
+            self.policy.begin_step(self.tree, self.max_batch, self.max_wait, bool(self.tree.waiting) and not self.burst)
 
     def oldest(self) -> Hashable:
         """The id of the request that has waited longest. Raises LookupError where none waits."""
-        self._begin_sweep_if_due()
         return self.tree.oldest()
 
     def question(self, candidate: Candidate) -> BatchState:
@@ -226,18 +217,21 @@ class BatchFormer:
 
     def _decide(self) -> Hashable | None:
         self._seeds_a_batch, self._asked = False, None
-        self._begin_sweep_if_due()
         candidate = self.tree.find_best()
         if candidate is None:
             return None
         if self._preempted:
             return min(self._preempted, key=lambda request_id: self._preempted[request_id].arrival or 0)
         oldest = self.tree.oldest()
+        size = len(self.tree.active)
+        if self.burst and (self.policy.plans or self.policy.fills):
+            return oldest
+        if self.policy.plans:
+            return self.policy.choose(self.tree, self.max_batch - size, self._clock() - self.tree.request(oldest).since)
         overdue = self._turns.seconds_past(self.tree.request(oldest).arrival or 0)
         if overdue > self.max_wait:
             return oldest
-        size = len(self.tree.active)
-        if size and self._shrunk and self.policy.commits and not self._fills and overdue > self.max_wait / 2:
+        if size and self._shrunk and self.policy.commits and not self.policy.fills and overdue > self.max_wait / 2:
             return None
         if not size or size + len(self._retired) >= self.max_batch:
             return candidate.request_id
@@ -269,12 +263,13 @@ class BatchFormer:
         contended = self.waiting + elsewhere > 0 or size >= self.max_batch
         if not contended:
             self._bursts.end_queue()
-        settled = len(self._before_phase) <= _FEW * size
+        admitted, self._admitted = self._admitted, 0
         alone = len(self._retired) <= _FEW * size
-        return Formed(decisions, contended, self._phase, settled, alone, contended and self.burst)
+        return Formed(decisions, contended, alone, self.tree.load(), admitted, contended and self.burst)
 
     def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has produced so many output tokens in so many seconds, and computed so many prompt tokens."""
+        self._step += 1
         self.policy.feedback(Step(tokens, seconds, prefill_tokens, *formed))
 
     # -- the batch ---------------------------------------------------------------------------------------------------
@@ -284,30 +279,12 @@ class BatchFormer:
             self._retired[request_id] = self.tree.finish(request_id)
         self._peak, self._stopped, self._shrunk = 0, False, False
 
-    def _recall_all(self) -> None:
-        for request in self._retired.values():
-            self.tree.insert(request)
-            self.tree.add_to_batch(request.id)
-        self._retired.clear()
-        self._peak, self._stopped, self._shrunk = len(self.tree.active), False, False
-
     def _left(self, request_id: Hashable) -> None:
         if self._in_effect:
             for _, batch in self._in_effect:
                 batch.discard(request_id)
             self._in_effect = [(decision, batch) for decision, batch in self._in_effect if batch]
-        self._before_phase.discard(request_id)
+        self._began.pop(request_id, None)
         if not self.tree.active:
             self._peak, self._stopped, self._shrunk = 0, False, False
         self._next = _UNKNOWN
-
-    # -- sweeps ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _sweeping(self) -> bool:
-        return self._fills and self.burst
-
-    def _begin_sweep_if_due(self) -> None:
-        if self._sweeps.later and not (self.tree.waiting and self._sweeping):
-            for request in self._sweeps.next(self._came):
-                self.tree.insert(request)

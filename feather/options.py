@@ -10,7 +10,7 @@ from typing import Any
 
 from feather.cht import ORDERS
 from feather.former import BatchFormer
-from feather.policies import POLICIES, Guard, NeverStop, Policy, Traced
+from feather.policies import POLICIES, NeverStop, Policy, Traced
 from feather.policies.registry import policy_options
 from feather.settings import check_setting, setting, shown
 
@@ -31,8 +31,7 @@ class Options:
     Raises ValueError for an unknown name or a wrong value.
     """
 
-    policy: str = setting("bandit", "when to stop filling the batch; see ``feather.policies.registry``")
-    guard: bool = setting(True, "let the policy drive only while it gives more throughput than never stopping")
+    policy: str = setting("planner", "who joins the batch, and when to stop filling it; see ``feather.policies.registry``")
     checkpoint: str = setting("", "file that keeps what is learned from one start to the next; none by default")
     trace: str = setting("", "file that every decision is written to; none by default")
     trace_megabytes: int = setting(64, "largest size of that file", low=1, unit="MB")
@@ -78,8 +77,8 @@ class Options:
     saturated_after: float = setting(
         8.0,
         "batches (of the largest size so far). Once a queue has drained, the next one is taken for a burst until its requests, waiting and "
-        "admitted, amount to so many. In a burst a guarded policy stops nothing, and where nothing is stopped, requests that come while others "
-        "wait are served after those. 0: no queue is a burst. Choose more than the bursts of a server that keeps up, and few against an "
+        "admitted, amount to so many. A burst is served in order of arrival by the planner and by the policy that never stops. 0: no queue is "
+        "a burst. Choose more than the bursts of a server that keeps up, and few against an "
         "overload",
         low=0,
         unit="batches",
@@ -178,15 +177,13 @@ class Options:
         return own(**{declared.name: self.of_policies[declared.name] for declared in fields(own)})
 
     def make_policy(self) -> Policy:
-        """The chosen policy, in its guard and with its trace where the options say so. A policy that cannot be made (a damaged
+        """The chosen policy, with its trace where the options say so. A policy that cannot be made (a damaged
         file) is replaced by never stopping, with a warning."""
         try:
             policy = POLICIES[self.policy].make(self.settings(), self)
         except (ValueError, OSError) as error:
             logger.warning("Feather never stops a batch, because the policy %r cannot be made: %s", self.policy, error)
             policy = NeverStop()
-        if self.guard and not policy.fills:
-            policy = Guard(policy)
         try:
             return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
         except (ValueError, OSError) as error:

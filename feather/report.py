@@ -23,6 +23,11 @@ ATTENTION = {
     "attention_saved_tokens": "Tokens of keys and values, of one layer, that were not read once more for another row.",
 }
 """counters of the attention backend, where the engine has it; the first has a label of its own, the kernel"""
+PLANNER = {
+    "price": "Seconds that a unit of what a batch holds costs a step, as the planner has learned it.",
+    "promise": "Tokens per second that the planner expects of a plan.",
+}
+"""gauges of the planner; each has a label of its own, what it is the price or the promise of"""
 _SECONDS = "decision_seconds"
 _BUCKETS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 
@@ -42,7 +47,7 @@ class Report:
             former = admission.former
             totals |= {"decisions": former.decisions, "stops": admission.stops, _SECONDS: admission.decision_seconds}
             state = {"batch_homogeneity": former.tree.homogeneity, "tip_tokens": former.tree.tip_depth * self._chunk_size,
-                     "oldest_wait_seconds": oldest_wait}  # fmt: skip
+                     "oldest_wait_seconds": oldest_wait, **former.policy.told()}  # fmt: skip
         totals |= {f"attention_{name}": total for name, total in self._attention().items()}
         news = {name: total - self._told.get(name, 0) for name, total in totals.items()}
         self._told |= totals
@@ -57,6 +62,7 @@ def registered(prometheus: ModuleType, prefix: str, labels: Sequence[str], atten
         if getattr(collector, "_name", "").startswith(prefix):
             registry.unregister(collector)
     made = {name: prometheus.Gauge(prefix + name, text, labels, multiprocess_mode="mostrecent") for name, text in GAUGES.items()}
+    made |= {name: prometheus.Gauge(prefix + name, text, [*labels, "of"], multiprocess_mode="mostrecent") for name, text in PLANNER.items()}
     for name, text in (COUNTERS | ATTENTION if attention else COUNTERS).items():
         made[name] = prometheus.Counter(prefix + name, text, [*labels, "kernel"] if name == "attention_steps" else labels)
     text = "Time that the decisions of one scheduling step took."
@@ -70,6 +76,11 @@ def show(metrics: Mapping[str, Any], numbers: Mapping[str, float], labels: Mappi
             shared = {kernel: numbers.get(f"attention_{kernel}", 0) for kernel in ("cascade", "packed")}
             for kernel, steps in (shared | {"paged": numbers.get(name, 0) - sum(shared.values())}).items():
                 metric.labels(**labels, kernel=kernel).inc(steps)
+            continue
+        if name in PLANNER:
+            for key, number in numbers.items():
+                if key.startswith(f"{name}_"):
+                    metric.labels(**labels, of=key.removeprefix(f"{name}_")).set(number)
             continue
         metric = metric.labels(**labels)
         if name in GAUGES:

@@ -1,7 +1,6 @@
-"""The learning policies on a toy engine, their guard, and their memory. What a step takes is made up; how much they gain on a
+"""The learning policies on a toy engine, and their memory. What a step takes is made up; how much they gain on a
 real engine is for the benchmarks."""
 
-import json
 import math
 
 import pytest
@@ -9,7 +8,7 @@ from toy import ToyEngine, all_or_nothing, by_rows, closed_loop
 
 from feather.former import BatchFormer
 from feather.options import Options
-from feather.policies import Bandit, BatchState, Decision, Guard, NeverStop, Policy, Step, Threshold, trace
+from feather.policies import Bandit, BatchState, Decision, Planner, Policy, Step, Threshold, trace
 from feather.request import Request
 
 
@@ -20,35 +19,34 @@ def throughput(options, step_seconds, **workload):
 
 
 NEVER = {"policy": "never_stop"}
-UNGUARDED = {"policy": "bandit", "guard": False}
+BANDIT = {"policy": "bandit"}
 
 
 @pytest.mark.parametrize("decode", [(16, 16), (4, 64)], ids=["equal lengths", "unequal lengths"])
 def test_where_a_homogeneous_batch_is_much_faster_it_learns_to_stop(decode):
     workload = {"decode": decode, "seconds": 200.0}
     never, _ = throughput(NEVER, all_or_nothing, **workload)
-    guarded, engine = throughput({}, all_or_nothing, **workload)
-    assert guarded > 1.8 * never and not engine.former.policy.fills
+    found, engine = throughput({}, all_or_nothing, **workload)
+    assert found > 1.8 * never and not engine.former.policy.fills
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 @pytest.mark.parametrize("decode", [(16, 16), (4, 64)], ids=["equal lengths", "unequal lengths"])
-def test_where_it_is_not_its_trials_cost_no_more_than_their_share(groups, decode):
+def test_where_it_is_not_its_experiments_cost_next_to_nothing(groups, decode):
     workload = {"groups": groups, "decode": decode, "seconds": 100.0}
     never, _ = throughput(NEVER, by_rows, **workload)
-    guarded, engine = throughput({}, by_rows, **workload)
-    assert guarded > (1 - 1.5 * Guard(NeverStop()).share) * never
-    assert engine.former.policy.trials > 0 or groups <= 2, "so few requests all fit into one batch: nothing to decide"
+    found, engine = throughput({}, by_rows, **workload)
+    assert found > 0.98 * never
 
 
-def test_without_the_guard_stopping_can_cost_half():
+def test_the_bandit_can_cost_a_third():
     never, _ = throughput(NEVER, by_rows, decode=(4, 64))
-    alone, _ = throughput(UNGUARDED, by_rows, decode=(4, 64))
+    alone, _ = throughput(BANDIT, by_rows, decode=(4, 64))
     assert alone < 0.7 * never
 
 
 def test_it_follows_a_workload_that_changes():
-    """The engine changes its nature in mid-run, so that only a trial can tell: what the policy gives stays about the same."""
+    """The engine changes its nature in mid-run."""
     worlds = iter([all_or_nothing, by_rows])
     chosen = Options.from_mapping({})
     engine = closed_loop(lambda **facts: chosen.make_former(**facts), next(worlds), seconds=100.0)
@@ -88,9 +86,7 @@ def test_the_bandit_tries_stop_first_and_add_where_stop_disappoints():
     assert not bandit.decide(smaller), "adding was worse still"
 
 
-@pytest.mark.parametrize(
-    "facts", [{"prefill_tokens": 20}, {"settled": False}, {"alone": False}], ids=["prefill", "another phase's batch", "stragglers"]
-)
+@pytest.mark.parametrize("facts", [{"prefill_tokens": 20}, {"alone": False}], ids=["prefill", "stragglers"])
 def test_steps_that_say_nothing_of_a_stop_do_not_teach(facts):
     bandit = Bandit()
     for _ in range(20):
@@ -164,17 +160,28 @@ def test_a_full_batch_is_nobodys_decision():
     assert former.next() is not None and former.formed().decisions[-1].add
 
 
-# -- the guard -------------------------------------------------------------------------------------------------------------
+# -- the planner -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_guard_without_results_never_stops():
-    guard = Guard(Bandit())
-    assert all(guard.decide(MIXES) for _ in range(5000))
-    for value in (math.nan, math.inf):
-        for _ in range(5000):
-            guard.feedback(Step(tokens=16, seconds=value))
-            guard.feedback(Step(tokens=value, seconds=0.02))
-    assert guard.fills and not guard.trials
+def test_without_results_the_order_of_arrival_is_left():
+    former = Options().make_former()
+    for number in range(300):
+        former.insert(Request(number, [f"{number % 3}.{depth}" for depth in range(5)]))
+    started = []
+    for _ in range(300):
+        former.new_step()
+        if (id_ := former.next()) is not None:
+            former.add_to_batch(id_)
+            started.append(id_)
+    assert len(started) > 150 and started[-100:] == sorted(started[-100:])
+
+
+def test_results_that_cannot_be_teach_nothing():
+    policy = Planner()
+    for value in (math.nan, math.inf, -1.0, 0.0):
+        for _ in range(500):
+            policy.feedback(Step(tokens=16, seconds=value))
+    assert not policy.cost.steps and math.isfinite(policy.cost.noise)
 
 
 def test_a_server_that_was_idle_before_is_driven_by_the_policy_once_the_queue_is_no_burst():
@@ -192,43 +199,7 @@ def test_a_server_that_was_idle_before_is_driven_by_the_policy_once_the_queue_is
         engine.step()
     assert not engine.former.policy.fills
     mixed = [then for then, _, _, stopped in engine.history if not stopped]
-    assert sum(stopped for _, _, _, stopped in engine.history[:50]) == 0 and len(mixed) < len(engine.history) / 2
-
-
-def test_a_burst_is_no_time_to_stop_a_batch_or_to_learn():
-    guard = Guard(Bandit(), fills=False)
-    guard.feedback(Step(tokens=16, seconds=0.1, burst=True))
-    assert guard.fills and guard.decide(MIXES) and guard.phase == 1
-    assert not guard.learned()["fills"], "the policy is the incumbent all the same"
-    for _ in range(1000):
-        guard.feedback(Step(tokens=16, seconds=0.1, phase=1, burst=True))
-    assert not guard.rates[True].value and not guard.trials
-    guard.feedback(Step(tokens=16, seconds=0.1, phase=1, contended=False))
-    assert guard.fills, "nobody waits"
-    guard.feedback(Step(tokens=16, seconds=0.1, phase=1))
-    assert not guard.fills and guard.phase == 2
-    guard.feedback(Step(tokens=1, seconds=9.0, phase=2, settled=False))
-    assert guard.budget == 0, "what never stopping had let in"
-
-
-@pytest.mark.parametrize("incumbent_fills", [True, False])
-def test_a_trial_that_a_burst_interrupts_changes_no_incumbent(incumbent_fills):
-    guard = Guard(Bandit(), fills=incumbent_fills)
-    guard.rates[True].add(16, 0.1)
-    while not guard.on_trial:
-        guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
-    assert guard.fills is not incumbent_fills
-    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase, burst=True))
-    assert guard.fills and not guard.on_trial and guard.learned()["fills"] is incumbent_fills
-    guard.feedback(Step(tokens=16, seconds=0.1, phase=guard.phase))
-    assert guard.fills is incumbent_fills and not guard.on_trial
-
-
-def test_results_that_stop_coming_end_the_policys_drive(caplog):
-    guard = Guard(Bandit(), fills=False)
-    assert not any(guard.decide(MIXES) for _ in range(1000))
-    assert guard.decide(MIXES) and guard.fills
-    assert "no step's result" in caplog.text
+    assert len(mixed) < len(engine.history) / 2
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------------
@@ -238,9 +209,9 @@ def test_what_was_learned_is_kept(tmp_path):
     _, engine = throughput({}, all_or_nothing)
     path = tmp_path / "learned.json"
     engine.former.policy.save(path)
-    fresh = Guard(Bandit())
+    fresh = Planner()
     fresh.load(path)
-    assert not fresh.fills and fresh.policy.table == engine.former.policy.policy.table
+    assert fresh.cost.prices == engine.former.policy.cost.prices and not fresh.experiments
 
 
 @pytest.mark.parametrize(
@@ -249,24 +220,23 @@ def test_what_was_learned_is_kept(tmp_path):
         (lambda text: text[: len(text) // 2], "is damaged"),
         (lambda text: "", "is damaged"),
         (lambda text: text.replace('"version": 1', '"version": 99'), "of version 99; this Feather reads"),
-        (lambda text: text.replace("feather guard", "feather bandit"), "is a 'feather bandit'"),
-        (lambda text: text.replace('"fills": true', '"fills": false'), "its checksum is another"),
+        (lambda text: text.replace("feather planner", "feather bandit"), "is a 'feather bandit'"),
+        (lambda text: text.replace('"stage": 0', '"stage": 4'), "its checksum is another"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_changes_nothing(tmp_path, damage, message):
     path = tmp_path / "learned.json"
-    Guard(Bandit()).save(path)
+    Planner().save(path)
     path.write_text(damage(path.read_text()))
-    guard = Guard(Bandit())
+    policy = Planner()
     with pytest.raises(ValueError, match=message):
-        guard.load(path)
-    assert guard.fills and not guard.policy.table
+        policy.load(path)
+    assert policy.learned() == Planner().learned()
 
 
 def test_a_policy_that_learns_nothing_has_nothing_to_save(tmp_path):
     with pytest.raises(TypeError, match="Threshold learns nothing"):
         Threshold(chunk_size=512).save(tmp_path / "rule.json")
-    assert json.dumps(Guard(Threshold(chunk_size=512)).learned())
 
 
 def test_the_toy_engine_serves_everyone_to_the_end():
@@ -289,7 +259,7 @@ def test_every_decision_and_step_is_traced_within_bounds(tmp_path):
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1_000_000
     assert steps[-1]["tokens"] == engine.history[-1][1] and not steps[-1]["fills"]
     stops = [decision for step in steps for decision in step["decisions"] if not decision[-1]]
-    assert stops and all(loss > 0 for _, loss, *_ in stops)
+    assert sum(loss > 0 for _, loss, *_ in stops) > 0.9 * len(stops) > 0
 
 
 def test_a_broken_line_is_named_but_a_last_one_that_was_cut_is_not_missed(tmp_path):

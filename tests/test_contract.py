@@ -24,7 +24,7 @@ from vllm.v1.request import RequestStatus
 from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
 
-THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "threshold", "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": 32}
 
 pytestmark = [

@@ -72,7 +72,7 @@ def test_aborts_in_flight_do_not_upset_the_account(tmp_path):
 
 def test_what_was_learned_is_there_after_a_restart(tmp_path):
     path = tmp_path / "learned.json"
-    options = {"chunk_size": 32, "guard": False, "checkpoint": str(path)}
+    options = {"policy": "bandit", "chunk_size": 32, "checkpoint": str(path)}
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=options)
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
@@ -83,7 +83,7 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path):
     assert learned and again.waiting.former.policy.table == learned
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"kind": "feather guard", "version": 7}', "\x00\x01"])
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "feather planner", "version": 7}', "\x00\x01"])
 def test_a_damaged_memory_is_a_warning_and_serving_goes_on(tmp_path, caplog, content):
     path = tmp_path / "learned.json"
     path.write_text(content)

@@ -63,7 +63,7 @@ class OfRank(FeatherScheduler):
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "mixture of experts"])
 def test_each_data_parallel_engine_of_vllm_has_files_of_its_own(tmp_path, monkeypatch, moe):
     monkeypatch.setattr(OfRank, "moe", moe)
-    options = {"chunk_size": 32, "guard": False, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")}
+    options = {"policy": "bandit", "chunk_size": 32, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")}
     for rank in range(3):
         monkeypatch.setattr(OfRank, "rank", rank)
         scheduler = make_scheduler(OfRank, tmp_path, feather=options, data_parallel_size=3)
@@ -90,7 +90,7 @@ def test_each_data_parallel_engine_of_sglang_has_files_of_its_own_and_keeps_what
             self.dp_rank = 2
             super().init_schedule_policy()
 
-    install({"chunk_size": 32, "guard": False, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")})
+    install({"policy": "bandit", "chunk_size": 32, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")})
     scheduler = Ranked(32_000)
     driver = SglangDriver(scheduler)
     driver.add(*(request(f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
@@ -103,7 +103,7 @@ def test_each_data_parallel_engine_of_sglang_has_files_of_its_own_and_keeps_what
 def test_a_server_that_lived_a_moment_has_kept_all_without_a_word_of_its_end(tmp_path):
     """As in the engine core that is killed while the API server waits for it: nobody calls shutdown."""
     path = tmp_path / "learned.json"
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"chunk_size": 32, "guard": False, "checkpoint": str(path)})
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "bandit", "chunk_size": 32, "checkpoint": str(path)})
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
     driver.run()

@@ -12,8 +12,8 @@ WRITE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS
 
 
 @pytest.mark.parametrize("config, policy", [
-    (None, "bandit"), ({}, "bandit"), ({"feather": {}}, "bandit"), ({"feather": {"policy": "never_stop"}}, "never_stop"),
-    ({"another_plugin": {"policy": "x"}}, "bandit"), ({"another_plugin": 1, "feather": {"policy": "threshold"}}, "threshold"), (object(), "bandit"),
+    (None, "planner"), ({}, "planner"), ({"feather": {}}, "planner"), ({"feather": {"policy": "never_stop"}}, "never_stop"),
+    ({"another_plugin": {"policy": "x"}}, "planner"), ({"another_plugin": 1, "feather": {"policy": "threshold"}}, "threshold"), (object(), "planner"),
 ])  # fmt: skip
 def test_what_is_right_is_taken_and_what_is_anothers_is_left_alone(config, policy):
     assert Options.from_additional_config(config).policy == policy
@@ -27,7 +27,7 @@ def test_what_is_right_is_taken_and_what_is_anothers_is_left_alone(config, polic
     ({"feather": False}, "Feather's options are False"),
     ({"feather": {"feather": {"policy": "never_stop"}}}, '"feather" stands inside itself'),
     ({"policy": "never_stop"}, "'policy' stands where \"feather\" should"), ({"chunk_size": 64}, "'chunk_size' stands where"),
-    ({"feather": {"guard": False}, "policy": "never_stop"}, "'policy' stands where"),
+    ({"feather": {"chunk_size": 64}, "policy": "never_stop"}, "'policy' stands where"),
     ({"Feather": {"policy": "never_stop"}}, "'Feather' stands where"), ({"FEATHER": {}}, "'FEATHER' stands where"), ({"fether": {}}, "'fether' stands where"),
     ({"feathers": {}}, "'feathers' stands where"), ({" feather": {}}, "' feather' stands where"),
     ({"feather_options": {"policy": "never_stop"}}, "'feather_options' stands where"), ({"feather.policy": "bandit"}, "'feather.policy' stands where"),
@@ -53,7 +53,7 @@ def test_a_wrong_option_inside_is_named(options, said):
 
 @pytest.mark.parametrize("config", [
     "x" * 10**6, ["x"] * 10**6, {"feather": "x" * 10**6}, {"feather": {"x" * 10**6: 1}}, {"x" * 10**6: {"feather": {}}}, {"feather": {"policy": "x" * 10**6}},
-    {"feather": {"chunk_size": 10**5000}}, {"feather": {"chunk_size": -(10**400)}}, {"feather": {"self": 1}}, {"feather": {"guard": [[]] * 10**6}},
+    {"feather": {"chunk_size": 10**5000}}, {"feather": {"chunk_size": -(10**400)}}, {"feather": {"self": 1}}, {"feather": {"order": [[]] * 10**6}},
 ])  # fmt: skip
 def test_what_is_absurdly_long_is_refused_in_a_short_line(config):
     with pytest.raises(ValueError) as error:
@@ -65,7 +65,7 @@ values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["feather", "bandit"]),
     lambda inner: (
         st.lists(inner, max_size=2)
-        | st.dictionaries(st.text(max_size=9) | st.sampled_from(["feather", "policy", "guard"]), inner, max_size=3)
+        | st.dictionaries(st.text(max_size=9) | st.sampled_from(["feather", "policy", "order"]), inner, max_size=3)
     ),
     max_leaves=6,
 )

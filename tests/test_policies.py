@@ -41,11 +41,10 @@ def at_most(monkeypatch):
 
 
 def test_a_policy_that_is_registered_can_be_chosen_with_its_options(at_most):
-    assert Options.from_mapping({"policy": "at_most", "guard": False}).make_policy().most == 3
-    chosen = Options.from_mapping({"policy": "at_most", "most": 5, "guard": False, "order": "tip"})
+    assert Options.from_mapping({"policy": "at_most"}).make_policy().most == 3
+    chosen = Options.from_mapping({"policy": "at_most", "most": 5, "order": "tip"})
     assert chosen.make_policy().most == 5 and chosen.flat()["most"] == 5
-    assert Options.from_mapping({"policy": "at_most", "most": 5}).make_policy().policy.most == 5, "in its guard"
-    assert Options.from_mapping({"most": 5}).policy == "bandit", "an option of a policy that is not chosen"
+    assert Options.from_mapping({"most": 5}).policy == "planner", "an option of a policy that is not chosen"
     assert replace(chosen, order="cost").make_policy().most == 5
     assert Options.from_mapping(chosen.flat()) == chosen
     for options, message in (
@@ -59,7 +58,7 @@ def test_a_policy_that_is_registered_can_be_chosen_with_its_options(at_most):
 
 
 def test_it_forms_batches_on_the_toy_engine_and_on_the_modelled_one(at_most):
-    engine = closed_loop(Options.from_mapping({"policy": "at_most", "most": 5, "guard": False}).make_former, by_rows, seconds=5.0)
+    engine = closed_loop(Options.from_mapping({"policy": "at_most", "most": 5}).make_former, by_rows, seconds=5.0)
     assert max(rows for _, rows, *_ in engine.history) == 5
 
     arm = of_policy("at_most")
@@ -113,15 +112,15 @@ def test_the_options_of_policies_are_not_given_in_one_piece():
 
 
 def test_a_policy_is_made_from_its_own_settings_and_the_common_options():
-    made = Options.from_mapping({"policy": "threshold", "guard": False, "chunk_size": 64, "max_loss": 128}).make_policy()
+    made = Options.from_mapping({"policy": "threshold", "chunk_size": 64, "max_loss": 128}).make_policy()
     assert isinstance(made, Threshold) and (made.chunk_size, made.max_loss, made.min_batch) == (64, 128, 4)
     assert isinstance(Options.from_mapping({"policy": "never_stop"}).make_policy(), NeverStop), "nothing to guard"
 
 
 def test_a_network_is_named_or_a_file(tmp_path):
-    shipped = Options.from_mapping({"policy": "network", "network": "rtx-6000-ada-cascade", "guard": False}).make_policy()
+    shipped = Options.from_mapping({"policy": "network", "network": "rtx-6000-ada-cascade"}).make_policy()
     shipped.save(tmp_path / "copy.json")
-    copied = Options.from_mapping({"policy": "network", "network": str(tmp_path / "copy.json"), "guard": False}).make_policy()
+    copied = Options.from_mapping({"policy": "network", "network": str(tmp_path / "copy.json")}).make_policy()
     assert copied.trained == shipped.trained
     with pytest.raises(ValueError, match="option network='h100' must name a file .*, or one of .*: rtx-6000-ada-cascade"):
         Options.from_mapping({"policy": "network", "network": "h100"})

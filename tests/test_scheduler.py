@@ -18,7 +18,7 @@ from lab.engines.arms import ARMS
 from lab.engines.study_scheduler import StudyScheduler
 
 CHUNK = 32
-THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
 
 
@@ -135,7 +135,7 @@ def test_a_reset_of_the_prefix_cache_preempts_everyone_and_loses_nobody(tmp_path
 
 @pytest.mark.parametrize("chunk", [48, 1, 4096])
 def test_chunks_that_are_no_multiple_of_the_block_come_from_tokens(tmp_path, chunk):
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "threshold", "guard": False, "chunk_size": chunk})
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "threshold", "chunk_size": chunk})
     driver = Driver(scheduler)
     driver.add(*requests(scheduler))
     assert len(driver.run().finished) == 12

@@ -34,7 +34,7 @@ from feather.sglang.schedule_policy import FeatherSchedulePolicy, prompt_path
 from feather.vllm import FeatherScheduler
 
 CHUNK = 32
-THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
 MODES = {
     "plain": {}, "chunked": {"chunked_prefill_size": 100}, "mixed": {"enable_mixed_chunk": True},

@@ -384,10 +384,7 @@ def test_the_patient_rule_is_the_threshold_but_for_its_patience():
     from lab.engines.arms import ARMS
 
     threshold = ARMS["Feather (threshold)"].options
-    assert (
-        ARMS["Feather (threshold, patient)"].options == {**threshold, "max_wait": float("inf")}
-        and ARMS["Feather (threshold, patient)"].options["guard"] is False
-    )
+    assert ARMS["Feather (threshold, patient)"].options == {**threshold, "max_wait": float("inf")}
     assert ARMS["Feather (threshold, patient, no floor)"].options == {**ARMS["Feather (threshold, patient)"].options, "min_batch": 1}
 
 

@@ -68,7 +68,7 @@ class Bandit(Policy):
         return outcome.throughput if outcome.steps >= self.trial else self._best
 
     def feedback(self, step: Step) -> None:
-        if step.prefill_tokens or not step.settled:
+        if step.prefill_tokens:
             return
         for state, add in step.decisions:
             if not (add or step.alone):

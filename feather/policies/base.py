@@ -1,9 +1,12 @@
 """The interface of a stopping policy: what it sees, what it answers, and what it is told afterwards."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from feather.cht import ChunkedHashTree
+from feather.cost import Load
 from feather.policies.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -55,12 +58,12 @@ class Step(NamedTuple):
     as any request runs that was in the batch then; a STOP of any other policy counts for this step only"""
     contended: bool = True
     """whether there were more requests than fit, so that another decision would have made another step"""
-    phase: int = 0
-    """the policy's ``phase`` when the step was scheduled; with steps in flight it may have changed since"""
-    settled: bool = True
-    """False while much of the batch was admitted in an earlier phase"""
     alone: bool = True
     """False while much of what ran were stragglers of earlier batches"""
+    load: Load = Load()
+    """what the batch held when the step was scheduled"""
+    admitted: int = 0
+    """requests that were admitted in it"""
     burst: bool = False
     """whether the queue is taken for a burst: then tail latency matters, and throughput does not"""
 
@@ -98,8 +101,8 @@ class Policy:
     commits: bool = False
     """whether its STOP holds until the batch is gone (only requests that cost no shared prefix may join) and is judged by all
     of that time; otherwise it is asked again in every step"""
-    phase: int = 0
-    """changes when what it does from now on must not be judged by the batch that it found"""
+    plans: bool = False
+    """whether it chooses the request too, by ``choose``; otherwise the tree does, and it answers ``decide``"""
 
     @classmethod
     def make(cls, settings: Any, common: CommonOptions) -> "Policy":
@@ -114,8 +117,27 @@ class Policy:
         """True: ADD the candidate. False: STOP and run the batch as it stands."""
         raise NotImplementedError
 
+    def arrived(self, tree: ChunkedHashTree, request_id: Hashable) -> None:
+        """A new request waits; only a policy that ``plans`` is told."""
+
+    def finished(self, request_id: Hashable, steps: int) -> None:
+        """A request has ended that ran for so many steps; only a policy that ``plans`` is told."""
+
+    def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
+        """A scheduling step begins; only a policy that ``plans`` is told. ``max_wait``: seconds that a request may wait because of its prefix.
+        ``contended``: whether requests wait that are no burst."""
+
+    def choose(self, tree: ChunkedHashTree, room: float, waited: float) -> Hashable | None:
+        """For a policy that ``plans``: the id of the waiting request to admit next, or None to run the batch as it stands. There is at least
+        one that waits. ``room``: requests that the batch can still take, at least 1. ``waited``: seconds that the oldest has."""
+        raise NotImplementedError
+
     def feedback(self, step: Step) -> None:
         """A step has run. Called once per step, in the order of the steps."""
+
+    def told(self) -> dict[str, float]:
+        """Numbers for the operator's metrics: "price_…" and "promise_…"."""
+        return {}
 
     def learned(self) -> Any:
         """Everything it has learned, as values that JSON can hold."""

@@ -15,6 +15,7 @@ _CLASSES = {
     "threshold": "Threshold",
     "strict_stop": "StrictStop",
     "bandit": "Bandit",
+    "planner": "Planner",
     "network": "Network",
 }
 POLICIES: dict[str, type[Policy]] = {name: getattr(import_module(f"feather.policies.{name}"), class_) for name, class_ in _CLASSES.items()}

@@ -4,10 +4,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
+from feather.cht import ChunkedHashTree
 from feather.policies.base import BatchState, Policy, Step
 from feather.policies.checkpoint import is_ours
 
@@ -28,7 +29,7 @@ class Traced(Policy):
     """Writes down what a policy decides; behaves like that policy otherwise.
 
     One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (the
-    policy never stops at present), and ``decisions``: those made since the line before, each as [b, Δ, w, waiting, stragglers,
+    policy never stops at present), ``told`` (what it tells the operator: prices, promises), and ``decisions``: those made since the line before, each as [b, Δ, w, waiting, stragglers,
     added]. The file holds the last ``megabytes``; up to half of them are in a second file, with ".1" after its name.
 
     Raises OSError if the file cannot be written, or another process writes it.
@@ -57,12 +58,32 @@ class Traced(Policy):
             "contended": step.contended,
             "burst": step.burst,
             "fills": self.policy.fills,
+            "told": self.policy.told(),
             "decisions": self._asked,
         }
         self._asked = []
         if not self._handler.ended:
             self._handler.emit(logging.LogRecord("feather", logging.INFO, "", 0, json.dumps(line), None, None))
         self.policy.feedback(step)
+
+    def arrived(self, tree: ChunkedHashTree, request_id: Hashable) -> None:
+        self.policy.arrived(tree, request_id)
+
+    def finished(self, request_id: Hashable, steps: int) -> None:
+        self.policy.finished(request_id, steps)
+
+    def told(self) -> dict[str, float]:
+        return self.policy.told()
+
+    def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
+        self.policy.begin_step(tree, max_batch, max_wait, contended)
+
+    def choose(self, tree: ChunkedHashTree, room: float, waited: float) -> Hashable | None:
+        chosen, best = self.policy.choose(tree, room, waited), tree.find_best()
+        if best is not None and tree.active:
+            loss = best.tip_before - best.tip_after
+            self._asked.append([len(tree.active), loss, best.sharing, len(tree.waiting), 0, chosen is not None])
+        return chosen
 
     def learned(self) -> Any:
         return self.policy.learned()
@@ -75,7 +96,7 @@ class Traced(Policy):
     wide = property(lambda self: self.policy.wide)
     commits = property(lambda self: self.policy.commits)
     fills = property(lambda self: self.policy.fills)
-    phase = property(lambda self: self.policy.phase)
+    plans = property(lambda self: self.policy.plans)
 
 
 def read(path: str) -> list[dict]:

@@ -271,7 +271,13 @@ def policies_table() -> str:
     for name, policy in POLICIES.items():
         first = " ".join((policy.__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
         holds = (
-            "it never stops" if policy.fills else "until the batch is gone" if policy.commits else "for one step; then it is asked again"
+            "as its plan says"
+            if policy.plans
+            else "it never stops"
+            if policy.fills
+            else "until the batch is gone"
+            if policy.commits
+            else "for one step; then it is asked again"
         )
         options = "; ".join(f"`{own.name}` ({_default(own)}): {own.metadata['help'].replace('``', '`')}" for own in fields(policy.settings))
         lines.append(f'| `"{name}"` | {first} | {holds} | {options or "none"} |')

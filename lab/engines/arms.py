@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from feather.options import Options
 from feather.policies import POLICIES
 
 
@@ -51,7 +52,7 @@ def known_groups(groups: int | None, refill: bool = True, largest: bool = False)
 
 
 # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
-_THRESHOLD = {"policy": "threshold", "guard": False, "chunk_size": 64}
+_THRESHOLD = {"policy": "threshold", "chunk_size": 64}
 _STRICT = {**_THRESHOLD, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0, "straggler_share": 0.0}
 # Without the limit on how long a request may be passed over, which the paper's system does not have.
 _PATIENT = {"max_wait": float("inf")}
@@ -69,14 +70,14 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("FCFS", "fcfs", what="first come, first served: the engine's own queue"),
-        Arm("Feather", "feather", what="the default: bandit and guard"),
+        Arm("Feather", "feather", what="the default: the planner"),
         Arm("Feather (never stop)", "feather", {"policy": "never_stop"}, "order by the tree; the batch is filled"),
         Arm("Feather (threshold)", "feather", _THRESHOLD, "stops where an admission costs too much shared prefix", _PAPER),
         Arm("Feather (threshold, patient)", "feather", _THRESHOLD | _PATIENT, "the same without a limit on waiting", _PAPER),
         Arm("Feather (threshold, patient, no floor)", "feather", _THRESHOLD | _PATIENT | {"min_batch": 1},
             "the same without the floor below which a batch takes whatever comes"),
-        Arm("Feather (bandit alone)", "feather", {"policy": "bandit", "guard": False}, "the bandit without the guard", _PAPER),
-        Arm("Feather (bandit alone, patient)", "feather", {"policy": "bandit", "guard": False} | _PATIENT, "the same without a limit on waiting"),
+        Arm("Feather (bandit alone)", "feather", {"policy": "bandit"}, "learns when to stop, by a table over (b, Δ, w)", _PAPER),
+        Arm("Feather (bandit alone, patient)", "feather", {"policy": "bandit"} | _PATIENT, "the same without a limit on waiting"),
         Arm("Feather (strict stop)", "feather", _STRICT, "order by the tree; a batch holds one group until it is gone"),
         Arm("arrival order, strict stop", "feather", {**_STRICT, "order": "arrival"}, "order of arrival; a batch holds one group until it is gone"),
         Arm("Feather (SB3)", "feather", {"policy": "network", "network": "rtx-6000-ada-cascade"},
@@ -102,15 +103,13 @@ ARMS = {
 
 
 def of_policy(policy: str) -> Arm:
-    """Feather with a registered policy, without the guard, under the policy's name."""
-    return Arm(
-        f"Feather ({policy.replace('_', ' ')})", "feather", {"policy": policy, "guard": False}, f"the policy {policy!r} without the guard"
-    )
+    """Feather with a registered policy, under the policy's name."""
+    return Arm(f"Feather ({policy.replace('_', ' ')})", "feather", {"policy": policy}, f"the policy {policy!r}")
 
 
 def _of_other_policies() -> dict[str, Arm]:
     """An arm for each registered policy that none above uses or is named after (strict stop's is the threshold rule at no loss)."""
-    used = {arm.options.get("policy") for arm in ARMS.values()}
+    used = {arm.options.get("policy", Options().policy) for arm in ARMS.values()}
     others = [of_policy(policy) for policy in POLICIES if policy not in used]
     return {arm.name: arm for arm in others if arm.name not in ARMS}
 

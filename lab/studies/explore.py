@@ -27,7 +27,7 @@ CLIENTS = 2  # in closed loop, for each row of the batch
 POLICIES = {
     "FCFS": replace(PATIENT, order="arrival"),
     "Feather (never stop)": PATIENT,
-    "Feather (strict stop)": replace(PATIENT, policy="strict_stop", guard=False),
+    "Feather (strict stop)": replace(PATIENT, policy="strict_stop"),
     "Feather": replace(PATIENT, policy="bandit"),
 }
 """Name → options of the scheduler. No request goes first because it has waited long."""

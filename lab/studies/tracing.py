@@ -75,7 +75,7 @@ def read(name: str, out: str, path: str) -> Serving:
 
 def frame(steps: list[dict]) -> pd.DataFrame:
     """One row per step: t (s since the first), tokens, seconds, prefill, contended, burst, fills, throughput (tok/s)."""
-    table = pd.DataFrame(steps).drop(columns="decisions")
+    table = pd.DataFrame(steps).drop(columns=["decisions", "told"], errors="ignore")
     table["t"] -= table["t"].iloc[0]
     return table.assign(throughput=table["tokens"] / table["seconds"])
 
@@ -87,13 +87,13 @@ def decisions(steps: list[dict]) -> pd.DataFrame:
 
 
 def timeline(serving: Serving) -> None:
-    """Throughput of every step that only decodes, and who drove."""
+    """Throughput of every step that only decodes, and where batches were stopped."""
     serving.study.figure(
         timelines.steps(serving.steps),
         "trace_timeline",
-        f"{serving.shown:.0f} seconds of serving: the stopping policy drove {_drove(serving.steps):.0%} of the time",
+        f"{serving.shown:.0f} seconds of serving: a plan that stops batches was in force {_drove(serving.steps):.0%} of the time",
         serving.setting,
-        "Throughput of each step that only decodes. Shaded: the stopping policy drove, on trial or because it had won; elsewhere nothing is stopped.",
+        "Throughput of each step that only decodes. Shaded: a plan that stops batches, or an experiment; elsewhere nothing is stopped.",
         measured=serving.study.engine is not None,
     )
 
@@ -115,7 +115,7 @@ def decided(serving: Serving) -> str:
 
 
 def _drove(steps: pd.DataFrame) -> float:
-    """Share of the time that a policy which stops drove."""
+    """Share of the time in which batches were stopped."""
     return float(steps.loc[~steps["fills"].astype(bool), "seconds"].sum() / steps["seconds"].sum())
 
 
@@ -124,7 +124,7 @@ def _stopped(costly: pd.DataFrame) -> float:
 
 
 def _rates(steps: pd.DataFrame) -> tuple[float | None, float | None]:
-    """Decode throughput (tok/s) while never stopping drove and while the policy did, over steps without prefill in which more requests were there
+    """Decode throughput (tok/s) while nothing was stopped and while batches were, over steps without prefill in which more requests were there
     than fit and which were in no burst; None where there was no such step."""
     decode = steps[(steps["prefill"] == 0) & steps["contended"] & ~steps["burst"]]
     parts = [decode[decode["fills"].astype(bool) == fills] for fills in (True, False)]
@@ -143,9 +143,9 @@ def in_words(serving: Serving) -> pd.DataFrame:
         "in a burst": f"{steps['burst'].mean():.0%}",
         "decisions; with shared prefix at stake": f"{len(serving.decisions)}; {len(costly)}",
         "of the latter STOP": f"{_stopped(costly):.0%}" if len(costly) else "none",
-        "decode throughput while never stopping drove": filling,
-        "while the policy drove": stopping,
-        "share of time that the policy drove": f"{_drove(steps):.1%}",
+        "decode throughput while nothing was stopped": filling,
+        "while batches were stopped": stopping,
+        "share of time that they were": f"{_drove(steps):.1%}",
     }
     return pd.DataFrame({"": lines.keys(), "this trace": lines.values()})
 
@@ -156,11 +156,11 @@ def found(serving: Serving) -> str:
     filling, stopping = _rates(steps)
     switches = int((steps["fills"] != steps["fills"].shift()).sum()) - 1
     if filling and stopping:
-        rates = f"While it drove, a step with more requests than fit decoded {stopping:.0f} tok/s, else {filling:.0f}: {stopping / filling:.2f} times as many."
+        rates = f"Then a step with more requests than fit decoded {stopping:.0f} tok/s, else {filling:.0f}: {stopping / filling:.2f} times as many."
     else:
-        rates = "It cannot be compared with never stopping: only one of the two drove while more requests were there than fit."
+        rates = "The two cannot be compared: there was only one of them while more requests were there than fit."
     return (
-        f"* The trace shows {serving.shown:.0f} s and {len(steps)} steps. The stopping policy drove {_drove(steps):.1%} of the time; the wheel changed hands "
+        f"* The trace shows {serving.shown:.0f} s and {len(steps)} steps. Batches were stopped {_drove(steps):.1%} of the time; that changed "
         f"{switches} time{'s' * (switches != 1)}.\n* {rates}\n* Of {len(serving.decisions)} decisions {len(serving.costly)} put shared prefix at stake"
         + (f", and {_stopped(serving.costly):.0%} of those were STOP." if len(serving.costly) else ".")
     )

@@ -70,7 +70,7 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
                 learning_starts=min(1000, training.steps // 2), gamma=0.9, train_freq=4, gradient_steps=4,
                 target_update_interval=500, exploration_fraction=0.4, policy_kwargs=shape, seed=training.seed, device="cpu")  # fmt: skip
     policies = {"before": export(model, training.wide)}
-    policies |= {name.replace("_", " "): Options(policy=name, guard=False).make_policy() for name in ("never_stop", "strict_stop")}
+    policies |= {name.replace("_", " "): Options(policy=name).make_policy() for name in ("never_stop", "strict_stop")}
     tried = {name: trial(policy, world, tried_on) for name, policy in policies.items()}
     with tqdm(total=training.steps, desc="training", unit="decision", disable=not progress) as bar:
         episodes: list[tuple[int, float]] = []

@@ -1,0 +1,183 @@
+"""The planner against fixed disciplines, simulated: ``python -m benchmarks.planner [--json] [--parts cells,open,change,tails,users]``.
+
+``lab/model/disciplines.py`` plays the real tree and former on a virtual clock, under laws of step time some of which are drawn at random. Disciplines
+know no limit on waiting; the planner has the default one. Everything is modelled, steady state, from a cold start, 30 s left out.
+
+* cells: every law × load; throughput over the best discipline's and over FCFS's.
+* open: requests at shares of FCFS's capacity; throughput and p99 time to first token over FCFS's.
+* change: groups, lengths or the law change in mid-run; seconds until it is back within 5 % of the best discipline.
+* tails: targets and weights; what they cost and hold.
+* users: what knowing each prefix's share and output lengths is worth.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.timing import main
+from feather.policies import Planner, Policy
+from feather.policies.planner import PlannerSettings
+from feather.rehearsal import ARRIVAL, Rehearsal
+from lab.model.disciplines import DISCIPLINES, LAWS, LOADS, Fixed, Law, Load, Play, drawn_laws, run, with_rate
+
+SECONDS, SETTLE, WINDOW = 90.0, 30.0, 5.0
+SEEDS = range(1, 11)
+OPEN = ("8 groups", "skewed", "nothing shared", "one group", "batch of 128")
+SHARES = (0.5, 0.8, 0.9, 1.05, 1.3)
+GPU = ("GPU, paged", "GPU, cascade", "GPU, packed")
+CHANGES: dict[str, tuple[tuple[str, str], tuple[Load, Load]]] = {
+    "groups, 8 to 2": (("cascade", "cascade"), (Load(), Load(groups=2, first_group=100))),
+    "groups, 2 to 8": (("cascade", "cascade"), (Load(groups=2), Load(first_group=100))),
+    "kernel, paged to cascade": (("paged", "cascade"), (Load(), Load())),
+    "kernel, cascade to rows alone": (("cascade", "rows alone"), (Load(), Load())),
+    "lengths, 16-48 to 64-192": (("cascade", "cascade"), (Load(), Load(decode=(64, 192)))),
+    "shared to nothing shared": (("cascade", "cascade"), (Load(), Load(groups=0))),
+    "GPU, groups 8 to 64": (("GPU, cascade", "GPU, cascade"), (Load(), Load(groups=64, first_group=100))),
+}
+
+
+def fcfs() -> Policy:
+    return Fixed(False)
+
+
+def compared(law: Law, load: Load, seconds: float = SECONDS, seed: int = 1) -> dict:
+    """Throughput and p99 of every discipline, FCFS and the planner."""
+    found = {name: run(law, load, make, seconds, SETTLE, seed=seed) for name, make in DISCIPLINES.items()}
+    found["FCFS"] = run(law, load, fcfs, seconds, SETTLE, seed=seed, order="arrival", saturated_after=0.0)
+    found["planner"] = run(law, load, Planner, seconds, SETTLE, seed=seed)
+    return found
+
+
+def cells(seeds: int) -> dict:
+    laws, rows = LAWS | drawn_laws(), []
+    for name, law in tqdm(laws.items(), desc="laws"):
+        for what, load in LOADS.items():
+            for seed in range(1, seeds + 1):
+                found = compared(law, load, seed=seed)
+                planner, first = found.pop("planner"), found["FCFS"]
+                best = max(found, key=lambda name: found[name].throughput)
+                rows.append({"law": name, "load": what, "seed": seed, "best": best, "plan": planner.agent.plan.name, "rows": planner.rows,
+                             "over_best": planner.throughput / found[best].throughput, "over_fcfs": planner.throughput / first.throughput,
+                             "p99_over_fcfs": planner.p99 / first.p99})  # fmt: skip
+    over, fair = (np.array([row[key] for row in rows]) for key in ("over_best", "over_fcfs"))
+    drawn = np.array([row["over_best"] for row in rows if row["law"].startswith("drawn")])
+    gpu = np.array([row["over_best"] for row in rows if row["law"] in GPU or not row["load"].startswith("batch of")])
+    return {"mean": over.mean(), "worst": over.min(), "below_0.95": int((over < 0.95).sum()), "count": len(rows), "worst_over_fcfs": fair.min(),
+            "drawn_mean": drawn.mean(), "drawn_worst": drawn.min(), "batches_that_the_device_has": {"mean": gpu.mean(), "worst": gpu.min()},
+            "cells": rows}  # fmt: skip
+
+
+def open_loops(seeds: int) -> dict:
+    rows = []
+    for name in tqdm(("paged", "cascade", "packed", *GPU), desc="open loops"):
+        for what in OPEN:
+            law, load = LAWS[name], LOADS[what]
+            capacity = run(law, load, fcfs, 60.0, order="arrival", saturated_after=0.0).throughput / (sum(load.decode) / 2)
+            for share in SHARES:
+                some = with_rate(load, share * capacity)
+                pairs = [(run(law, some, Planner, 120.0, seed=seed), run(law, some, fcfs, 120.0, seed=seed, order="arrival", saturated_after=0.0))
+                         for seed in range(1, seeds + 1)]  # fmt: skip
+                rows.append({"law": name, "load": what, "share": share,
+                             "throughput": float(np.median([one.throughput / other.throughput for one, other in pairs])),
+                             "p99": float(np.median([one.p99 / other.p99 for one, other in pairs]))})  # fmt: skip
+    below = [row for row in rows if row["share"] < 1]
+    return {"least_throughput_below_capacity": min(row["throughput"] for row in below), "worst_p99_below_capacity": max(row["p99"] for row in below),
+            "cells": rows}  # fmt: skip
+
+
+def recovery(laws: tuple[str, str], loads: tuple[Load, Load], seed: int, shift: float = 60.0, end: float = 150.0) -> float:
+    """Seconds after the change until the rest of the run is within 5 % of the best discipline, by windows; all there are if it never is."""
+    law, after = LAWS[laws[1]], loads[1]
+    best = max(run(law, after, make, SECONDS, SETTLE, seed=seed).throughput for make in (*DISCIPLINES.values(), fcfs))
+    play = Play([(0.0, LAWS[laws[0]]), (shift, law)], [(0.0, loads[0]), (shift, after)], Planner, seed).run(end)
+    starts = np.arange(0.0, end - shift - 2 * WINDOW, WINDOW)
+    good = [start for start in starts if play.throughput(shift + start, end) >= 0.95 * best]
+    return float(good[0]) if good else end - shift
+
+
+def changes(seeds: int) -> dict:
+    found = {}
+    for name, (laws, loads) in tqdm(CHANGES.items(), desc="changes"):
+        taken = [recovery(laws, loads, seed) for seed in list(SEEDS)[:seeds]]
+        found[name] = {"median_s": float(np.median(taken)), "worst_s": max(taken)}
+    return found
+
+
+def tails(seeds: int) -> dict:
+    """Throughput and p99 over FCFS's by target and weight, and Jain's index."""
+    settings = {
+        "none": {}, **{f"ttft_slo_over_fcfs={times}": {"ttft_slo_over_fcfs": times} for times in (1.25, 1.5, 2.0)},
+        **{f"latency_weight={weight}": {"latency_weight": weight} for weight in (0.05, 0.2, 1.0)},
+        **{f"fairness_weight={weight}": {"fairness_weight": weight} for weight in (0.5, 2.0)},
+    }  # fmt: skip
+    rows = []
+    for law in tqdm(("paged", "cascade", "packed", "GPU, cascade"), desc="tails"):
+        for load in ("8 groups", "skewed"):
+            base = [
+                run(LAWS[law], LOADS[load], fcfs, SECONDS, seed=seed, order="arrival", saturated_after=0.0) for seed in range(1, seeds + 1)
+            ]
+            for name, chosen in settings.items():
+                made = [
+                    run(LAWS[law], LOADS[load], lambda: Planner(PlannerSettings(**chosen)), SECONDS, seed=seed)
+                    for seed in range(1, seeds + 1)
+                ]
+                rows.append({"law": law, "load": load, "options": name,
+                             "throughput": float(np.median([one.throughput / other.throughput for one, other in zip(made, base)])),
+                             "p99": float(np.median([one.p99 / other.p99 for one, other in zip(made, base)])),
+                             "fairness": float(np.median([one.fairness for one in made]))})  # fmt: skip
+    return {"cells": rows, "worst_p99_at_twice": max(row["p99"] for row in rows if row["options"] == "ttft_slo_over_fcfs=2.0")}
+
+
+class Uninformed(Planner):
+    """Takes every prefix to be as frequent, and every output as long, as any."""
+
+    def _begin_round(self, *given) -> None:
+        super()._begin_round(*given)
+        scene = self._rehearsal.scene
+        shares = scene.shares and (sum(scene.shares) / len(scene.shares),) * len(scene.shares)
+        mean = (round(float(np.mean(scene.others))),)
+        self._rehearsal = Rehearsal(ARRIVAL, scene._replace(shares=shares, lifetimes=(mean,) * len(shares), others=mean), self.cost)
+
+
+def users(seeds: int) -> dict:
+    loads = {"skewed": LOADS["skewed"], "even": LOADS["8 groups"], "two groups decode longer": replace(Load(), longer=(0, 1), long_decode=(96, 288)),
+             "skewed, the rare decode longer": replace(Load(skew=1.2), longer=(4, 5, 6, 7), long_decode=(96, 288))}  # fmt: skip
+    rows = []
+    for law in tqdm(("paged", "cascade", "packed", *GPU), desc="users"):
+        for name, load in loads.items():
+            with_, without = ([run(LAWS[law], load, make, SECONDS, seed=seed).throughput for seed in range(1, seeds + 1)]
+                              for make in (Planner, Uninformed))  # fmt: skip
+            rows.append({"law": law, "load": name, "informed_over_uninformed": float(np.median(np.divide(with_, without)))})
+    return {"cells": rows, "mean": float(np.mean([row["informed_over_uninformed"] for row in rows]))}
+
+
+PARTS: dict[str, Callable[[int], dict]] = {"cells": cells, "open": open_loops, "change": changes, "tails": tails, "users": users}
+
+
+def everything(parts: str, seeds: int) -> dict:
+    wanted = parts.split(",") if parts else list(PARTS)
+    if unknown := [name for name in wanted if name not in PARTS]:
+        raise SystemExit(f"--parts {','.join(unknown)}: choose from {', '.join(PARTS)}")
+    return {name: PARTS[name](seeds) for name in wanted}
+
+
+def show(found: dict) -> None:
+    for part, numbers in found.items():
+        if not isinstance(numbers, dict):
+            continue
+        print(f"{part}: " + ", ".join(f"{key} {value:.3g}" for key, value in numbers.items() if isinstance(value, int | float)))
+        for row in sorted(numbers.get("cells", ()), key=lambda row: row.get("over_best", 0))[:40]:
+            print("   " + "  ".join(f"{key} {value:.2f}" if isinstance(value, float) else f"{value}" for key, value in row.items()))
+        for key, value in numbers.items():
+            if isinstance(value, dict):
+                print(f"   {key}: {value}")
+
+
+if __name__ == "__main__":
+    main(
+        "benchmarks.planner", __doc__.splitlines()[0], everything, show,
+        parts={"default": "", "help": f"of {','.join(PARTS)}; all by default"},
+        seeds={"type": int, "default": 3, "help": "seeds of each cell"},
+    )  # fmt: skip

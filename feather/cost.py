@@ -1,0 +1,193 @@
+"""What an engine step costs, learned while serving.
+
+A step's time is taken to be a sum of what its batch holds, each at a price that is never negative:
+
+=================  ==========================================================  ==================================================
+price of           amount                                                      what it stands for
+=================  ==========================================================  ==================================================
+step               1                                                           weights, kernel launches
+row                rows n                                                      a row's own work
+chunk              all chunks A, the sum of the rows' prefix lengths           attention that reads a prefix once for every row
+distinct chunk     distinct chunks U                                           attention that reads a shared prefix once
+reload             expected loads with the rows in random order, less U        a cache that keeps a prefix from one row to the next
+shared tip (save)  (n - 1) × shared tip                                        cascade attention: a gain only where *all* rows share
+prefill            1 for a step that computes prompt tokens
+prompt token       prompt tokens computed
+=================  ==========================================================  ==================================================
+
+The prices are the non-negative least squares of the relative error over the recent past, from an information matrix of the amounts that fades
+with serving time (a forgetting factor; Ljung, System Identification, ch. 11.2). A step that is far off counts less (Huber's weights), so
+a hiccup of the machine does not move the prices. Where the past does not tell two amounts apart, a weak prior shares the cost between them.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PRICES = ("step", "row", "chunk", "distinct_chunk", "reload", "shared_tip", "prefill", "prompt_token")
+_COUNT = len(PRICES)
+_EARLY = 30  # observations, within which the prices are found anew after each
+_EVERY = 4  # observations between two searches later on
+_HUBER = 3.0  # noise levels, beyond which an error counts less
+_LEAST_NOISE = 0.02
+_BIAS = 12  # steps over which a one-sided error shows that prices have changed
+
+
+class Load(NamedTuple):
+    """What a batch holds. Chunks are those of the tree."""
+
+    rows: float = 0.0
+    chunks: float = 0.0
+    """A: sum of the rows' prefix lengths"""
+    distinct: float = 0.0
+    """U: chunks that any row holds, each once"""
+    squares: float = 0.0
+    """sum over those of (rows that hold it)²"""
+    tip: float = 0.0
+    """chunks that all rows share"""
+
+    @property
+    def loads(self) -> float:
+        """Expected number of times that a chunk has to be loaded if the rows sit in random order and a chunk stays from one row to the next:
+        a chunk that k of n rows hold makes k (n - k + 1) / n runs."""
+        return ((self.rows + 1) * self.chunks - self.squares) / self.rows if self.rows else 0.0
+
+
+def non_negative(matrix: np.ndarray, moment: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """The x ≥ 0 that minimises x·matrix·x / 2 - moment·x, by active sets (Lawson and Hanson 1974, ch. 23). ``matrix``: positive definite.
+    ``guess``: which of x are likely to be above 0; if that is right, one solution of linear equations is all it takes."""
+    scale = 1 / np.sqrt(matrix.diagonal())
+    matrix, moment = matrix * np.outer(scale, scale), moment * scale
+    x, free = np.zeros(len(moment)), guess.copy()
+    if free.any():
+        x[free] = np.linalg.solve(matrix[np.ix_(free, free)], moment[free])
+        if (x[free] < 0).any():
+            x[:], free[:] = 0.0, False
+    for _ in range(3 * len(moment)):
+        gain = np.where(free, -np.inf, moment - matrix @ x)
+        best = int(gain.argmax())
+        if gain[best] <= 1e-9 * abs(moment).max():
+            break
+        free[best] = True
+        while free.any():
+            step = np.zeros(len(moment))
+            step[free] = np.linalg.solve(matrix[np.ix_(free, free)], moment[free])
+            below = free & (step <= 0)
+            if not below.any():
+                x = step
+                break
+            x = x + np.min(x[below] / (x[below] - step[below])) * (step - x)
+            free &= x > 1e-12
+            x[~free] = 0.0
+    return x * scale
+
+
+class StepCost:
+    """The learned prices.
+
+    Args:
+        horizon: seconds of serving after which an observation has faded to 1/e.
+    """
+
+    def __init__(self, horizon: float = 300.0):
+        self.horizon = horizon
+        self.steps = 0
+        """observed"""
+        self.noise = 0.2
+        """typical relative error of a step's prediction, made before the step was seen"""
+        self.changes = 0
+        """times that the prices were taken to have changed"""
+        self._information = np.zeros((_COUNT, _COUNT))
+        self._moment = np.zeros(_COUNT)
+        self._prices = [0.0] * _COUNT
+        self._bias = 0.0
+        self._since_change = 0
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Seconds per unit, by name."""
+        return dict(zip(PRICES, self._prices))
+
+    @property
+    def all_prices(self) -> list[float]:
+        """In the order of ``PRICES``."""
+        return self._prices
+
+    def seconds(self, load: Load) -> float:
+        """Predicted time of a decode step."""
+        n, chunks, distinct, squares, tip = load
+        if n <= 0:
+            return 0.0
+        step, row, chunk, single, reload, save, _, _ = self._prices
+        reloads = ((n + 1) * chunks - squares) / n - distinct
+        cost = step + row * n + chunk * chunks + single * distinct
+        if reloads > 0:
+            cost += reload * reloads
+        if n > 1:
+            cost -= min(save * (n - 1) * tip, 0.95 * cost)
+        return cost if cost > 1e-9 else 1e-9
+
+    def observe(self, load: Load, seconds: float, prefill_tokens: int = 0) -> None:
+        """A step has run. Results that cannot be (no rows, a time that is not positive and finite) are passed over."""
+        if load.rows <= 0 or not (math.isfinite(seconds) and seconds > 0):
+            return
+        amounts = np.array(
+            (
+                1.0, load.rows, load.chunks, load.distinct, max(0.0, load.loads - load.distinct), -max(0.0, load.rows - 1) * load.tip,
+                float(prefill_tokens > 0), float(prefill_tokens),
+            )
+        )  # fmt: skip
+        weight = 1.0
+        if self.steps >= _EARLY:
+            error = float(amounts @ self._prices) / seconds - 1
+            limit = _HUBER * self.noise
+            weight = min(1.0, limit / abs(error)) if error else 1.0
+            clipped = max(-0.5, min(0.5, error))
+            self.noise = max(_LEAST_NOISE, math.sqrt(0.98 * self.noise**2 + 0.02 * min(clipped**2, 2 * limit**2)))
+            self._follow(clipped)
+        elif self.steps:
+            error = max(-0.5, min(0.5, float(amounts @ self._prices) / seconds - 1))
+            self.noise = max(_LEAST_NOISE, math.sqrt(0.9 * self.noise**2 + 0.1 * error**2))
+        keep = math.exp(-seconds / self.horizon)
+        amounts /= seconds  # so that the error is relative
+        self._information = keep * self._information + weight * np.outer(amounts, amounts)
+        self._moment = keep * self._moment + weight * amounts
+        self.steps += 1
+        if self.steps <= _EARLY or self.steps % _EVERY == 0:
+            self._fit()
+
+    def _follow(self, error: float) -> None:
+        """Forget faster once errors are one-sided for longer than noise would have them."""
+        self._bias += (error - self._bias) / _BIAS
+        self._since_change += 1
+        if self._since_change > 2 * _BIAS and abs(self._bias) > max(0.1, 1.5 * self.noise):
+            self._information *= 0.05
+            self._moment *= 0.05
+            self._since_change = 0
+            self._bias = 0.0
+            self.changes += 1
+
+    def _fit(self) -> None:
+        diagonal = self._information.diagonal()
+        # The prior: a price is a few times what would explain a whole step alone.
+        ridge = np.where(diagonal > 0, 1e-4 * diagonal + 1e-3 * diagonal / max(1.0, self.steps), 1.0)
+        self._prices = non_negative(self._information + np.diag(ridge), self._moment, np.array(self._prices) > 0).tolist()
+
+    def learned(self) -> dict[str, Any]:
+        """What JSON can hold; ``restore`` takes it back."""
+        return {
+            "information": self._information.tolist(), "moment": self._moment.tolist(), "prices": list(self._prices),
+            "noise": self.noise, "steps": self.steps,
+        }  # fmt: skip
+
+    def restore(self, learned: dict[str, Any]) -> None:
+        """Raises ValueError, KeyError or TypeError for what ``learned`` has not made; nothing is changed then."""
+        information, moment = np.array(learned["information"], float), np.array(learned["moment"], float)
+        prices = [float(price) for price in learned["prices"]]
+        if information.shape != (_COUNT, _COUNT) or moment.shape != (_COUNT,) or len(prices) != _COUNT:
+            raise ValueError(f"it holds {len(prices)} prices instead of {_COUNT}")
+        if not (np.isfinite(information).all() and np.isfinite(moment).all() and min(prices) >= 0 and math.isfinite(sum(prices))):
+            raise ValueError("its prices must be finite and not negative")
+        noise, steps = float(learned["noise"]), int(learned["steps"])
+        self._information, self._moment, self._prices, self.noise, self.steps = information, moment, prices, noise, steps

@@ -1,0 +1,262 @@
+"""What a way to form batches would give, found by playing it through on a virtual clock.
+
+The play has as many requests in the system as there are now, prefixes as they have come of late, output lengths as they have been of late, and steps
+that cost what has been learned. It starts with an empty batch, and whoever finishes is followed by somebody new.
+"""
+
+from collections import deque
+from heapq import heappop, heappush
+from random import Random
+from typing import NamedTuple
+
+from feather.cost import Load, StepCost
+
+
+class Plan(NamedTuple):
+    """A way to form batches."""
+
+    name: str
+    prefixes: int = 0
+    """in a batch at most; 0: any number"""
+    refilled: bool = False
+    """whether relatives may join while the batch runs, and another prefix once one has gone"""
+
+
+ARRIVAL, RELATIVES = Plan("arrival"), Plan("relatives first")
+PLANS = (
+    ARRIVAL,
+    RELATIVES,
+    *(
+        Plan(f"{count} prefix{'es' * (count > 1)}, {'refilled' if refilled else 'gated'}", count, refilled)
+        for count in (4, 2, 1)
+        for refilled in (True, False)
+    ),
+)
+"""From the fairest on"""
+_TAIL = 0.25  # rows of the batch before, as a share of the next one's, beside which that may begin
+_SAVES = 1.05  # times as long as both at once, that one after the other must take for it
+_LEAST = 600  # requests that are measured, or as many as are in the system
+_ALONE = -1  # prefix of a request that shares none
+
+
+def may_join(rows: float, count: float, together: float, apart: float) -> bool:
+    """Whether so many requests of the next prefix begin beside the last rows of the one before: predicted seconds of a step with both, and the sum
+    of a step's with either."""
+    return rows <= _TAIL * count and apart > _SAVES * together
+
+
+def patience(waited: float, fair_wait: float, max_wait: float) -> float:
+    """0 for a request that has waited no longer than in order of arrival, 1 for one that goes next."""
+    return (waited - fair_wait) / max_wait if waited > fair_wait and max_wait else float(waited > fair_wait)
+
+
+class Scene(NamedTuple):
+    """What a play begins with. Chunks are those of the tree."""
+
+    batch: int
+    """rows at most"""
+    requests: int
+    """in the system, running and waiting"""
+    shares: tuple[float, ...]
+    """of each prefix among the arrivals; what is left of 1 are requests that share with nobody"""
+    lifetimes: tuple[tuple[int, ...], ...]
+    """of each prefix: steps that its requests have run for"""
+    others: tuple[int, ...]
+    """steps that any have run for"""
+    common: float
+    """chunks that all prefixes have in common"""
+    depth: float
+    """chunks of a prefix, ``common`` included"""
+    length: float
+    """chunks of a request"""
+    prompt_tokens: float
+    """computed for a new request"""
+    fair_wait: float
+    """seconds that requests wait in order of arrival"""
+    max_wait: float
+    """seconds beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
+
+
+class Rehearsal:
+    """One plan played through. ``advance`` until it says that it is done, then read ``throughput``."""
+
+    def __init__(self, plan: Plan, scene: Scene, cost: StepCost, seed: int = 1):
+        self.plan, self.scene, self._cost = plan, scene, cost
+        self._random = Random(seed)
+        self._ends = [sum(scene.shares[: index + 1]) for index in range(len(scene.shares))]
+        self._queues: list[deque[int]] = [deque() for _ in scene.shares]  # arrival numbers
+        self._alone: deque[int] = deque()
+        self._active = [0] * len(scene.shares)
+        self._rows: list[tuple[int, int]] = []  # (step of its end, prefix)
+        self._distinct = self._squares = self._singles = 0  # of the batch: prefixes that several may share, sum of their rows², rows alone
+        self._came = 0
+        self._now = 0.0
+        self._step = 0
+        self._finished = 0
+        self._forming = True  # whether the batch was empty when this step began
+        self._tokens = 0.0
+        self._measured_from = (0.0, 0.0)  # tokens and seconds
+        self._settled = max(scene.requests, _LEAST // 2)
+        self._end = self._settled + max(scene.requests, _LEAST)
+        self._waits: list[tuple[int, float]] = []  # (prefix, seconds)
+        self._times: dict[int, float] = {}
+        for _ in range(scene.requests):
+            self._arrive()
+
+    @property
+    def throughput(self) -> float:
+        """Rows times steps a second, after it has settled."""
+        tokens, seconds = self._tokens - self._measured_from[0], self._now - self._measured_from[1]
+        return tokens / seconds if seconds > 0 else 0.0
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds in the queue, the 99th percentile of the requests admitted after it has settled."""
+        waits = sorted(wait for _, wait in self._waits)
+        return waits[int(0.99 * len(waits))] if waits else 0.0
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index of the prefixes' mean waits (Jain, Chiu and Hawe 1984): 1 where all wait alike, 1 ÷ prefixes where one waits alone."""
+        sums: dict[int, tuple[float, int]] = {}
+        for prefix, wait in self._waits:
+            total, count = sums.get(prefix, (0.0, 0))
+            sums[prefix] = total + wait, count + 1
+        means = [total / count for total, count in sums.values()]
+        squares = sum(mean * mean for mean in means)
+        return sum(means) ** 2 / (len(means) * squares) if squares else 1.0
+
+    def advance(self, steps: int) -> bool:
+        """Play on for so many steps. Returns whether the play has ended."""
+        for _ in range(steps):
+            if self._finished >= self._end:
+                return True
+            self._play()
+        return self._finished >= self._end
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _play(self) -> None:
+        admitted = self._form()
+        seconds = self._cost.seconds(self._load(len(self._rows)))
+        prices = self._cost.all_prices
+        first = seconds + (prices[6] + prices[7] * admitted * self.scene.prompt_tokens if admitted else 0.0)
+        # Nothing changes until the next row ends, unless more may be admitted.
+        steps = max(1, self._rows[0][0] - self._step)
+        self._now += first + (steps - 1) * seconds
+        self._tokens += steps * len(self._rows)
+        self._step += steps
+        while self._rows and self._rows[0][0] <= self._step:
+            self._leave(heappop(self._rows)[1])
+            self._arrive()
+
+    def _form(self) -> int:
+        before, room = len(self._rows), self.scene.batch
+        entering, self._forming = _ALONE, not before
+        gone = self._patience() if self.plan != ARRIVAL else 0.0
+        while len(self._rows) < room:
+            prefix = self._next(entering, gone)
+            if prefix is None:
+                break
+            entering = prefix
+            self._admit(prefix)
+            if gone > 0.5:
+                gone = self._patience()
+        return len(self._rows) - before
+
+    def _patience(self) -> float:
+        oldest = self._oldest()
+        return patience(self._now - self._times[oldest[0]], self.scene.fair_wait, self.scene.max_wait) if oldest else 0.0
+
+    def _oldest(self) -> tuple[int, int] | None:
+        heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue]
+        if self._alone:
+            heads.append((self._alone[0], _ALONE))
+        return min(heads, default=None)
+
+    def _next(self, entering: int, gone: float) -> int | None:
+        """The prefix of the request that the plan admits next."""
+        oldest = self._oldest()
+        if oldest is None:
+            return None
+        if gone >= 1 or self.plan == ARRIVAL:
+            return oldest[1]
+        if self.plan == RELATIVES:
+            if gone > 0.5:
+                return oldest[1]
+            heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
+            return min(heads, default=oldest)[1]
+        if entering != _ALONE and self._queues[entering]:
+            return entering
+        if self._rows:
+            if self.plan.refilled and gone <= 0.5:
+                heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
+                if heads:
+                    return min(heads)[1]
+            fresh = oldest[1] if gone > 0.5 else self._largest()
+            if self._distinct + self._singles < self.plan.prefixes and (self._forming or self.plan.refilled):
+                return fresh
+            count = min(len(self._queues[fresh]) if fresh != _ALONE else 1, self.scene.batch - len(self._rows))
+            if len(self._rows) > _TAIL * count:
+                return None
+            load = self._load(len(self._rows))
+            apart = self._cost.seconds(load) + self._cost.seconds(self._pure(count))
+            return fresh if may_join(len(self._rows), count, self._cost.seconds(self._with(fresh, count)), apart) else None
+        return oldest[1] if gone > 0.5 else self._largest()
+
+    def _largest(self) -> int:
+        sizes = [(len(queue), -index) for index, queue in enumerate(self._queues) if queue]
+        return -max(sizes)[1] if sizes else _ALONE
+
+    # -- who comes and goes --------------------------------------------------------------------------------------------
+
+    def _arrive(self) -> None:
+        draw = self._random.random()
+        prefix = next((index for index, end in enumerate(self._ends) if draw < end), _ALONE)
+        (self._alone if prefix == _ALONE else self._queues[prefix]).append(self._came)
+        self._times[self._came] = self._now
+        self._came += 1
+
+    def _admit(self, prefix: int) -> None:
+        number = (self._alone if prefix == _ALONE else self._queues[prefix]).popleft()
+        waited = self._now - self._times.pop(number)
+        if self._finished > self._settled:
+            self._waits.append((prefix, waited))
+        lifetimes = self.scene.others if prefix == _ALONE else self.scene.lifetimes[prefix]
+        heappush(self._rows, (self._step + lifetimes[int(self._random.random() * len(lifetimes))], prefix))
+        if prefix == _ALONE:
+            self._singles += 1
+        else:
+            self._squares += 2 * self._active[prefix] + 1
+            self._distinct += not self._active[prefix]
+            self._active[prefix] += 1
+
+    def _leave(self, prefix: int) -> None:
+        self._finished += 1
+        if self._finished == self._settled:
+            self._measured_from = (self._tokens, self._now)
+        if prefix == _ALONE:
+            self._singles -= 1
+        else:
+            self._active[prefix] -= 1
+            self._squares -= 2 * self._active[prefix] + 1
+            self._distinct -= not self._active[prefix]
+
+    # -- what batches hold ---------------------------------------------------------------------------------------------
+
+    def _load(self, rows: int) -> Load:
+        return self._make(rows, self._distinct + self._singles, self._squares + self._singles)
+
+    def _with(self, prefix: int, count: int) -> Load:
+        active = self._active[prefix] if prefix != _ALONE else 0
+        prefixes = self._distinct + self._singles + (not active)
+        return self._make(len(self._rows) + count, prefixes, self._squares + self._singles + 2 * active * count + count * count)
+
+    def _pure(self, count: int) -> Load:
+        return self._make(count, 1, count * count)
+
+    def _make(self, rows: int, prefixes: int, squares: int) -> Load:
+        common, depth, length = self.scene[5:8]
+        own, branch = length - depth, depth - common
+        tip = length if rows == 1 else depth if prefixes == 1 else common
+        return Load(rows, rows * length, common + branch * prefixes + own * rows, common * rows * rows + branch * squares + own * rows, tip)

@@ -1,0 +1,135 @@
+"""The planner on the toy engine and on laws of step time: what it must find, and where it must do no harm."""
+
+import pytest
+from toy import all_or_nothing, by_rows, closed_loop
+
+from feather.cht import ChunkedHashTree
+from feather.cost import Load, StepCost
+from feather.options import Options
+from feather.policies.planner import Planner, PlannerSettings
+from feather.rehearsal import ARRIVAL, PLANS, Rehearsal, Scene, patience
+from feather.request import Request
+from lab.model.disciplines import DISCIPLINES, LAWS, LOADS, Fixed, Play, run, with_rate
+
+
+def throughput(policy, step_seconds):
+    engine = closed_loop(Options(policy=policy).make_former, step_seconds, seconds=60.0)
+    return engine.tokens / engine.now, engine.former.policy
+
+
+def test_on_the_toy_engine_it_stops_where_that_pays_and_nowhere_else():
+    never, _ = throughput("never_stop", all_or_nothing)
+    found, policy = throughput("planner", all_or_nothing)
+    assert found > 2 * never and policy.plan.prefixes == 1
+    never, _ = throughput("never_stop", by_rows)
+    found, policy = throughput("planner", by_rows)
+    assert found > 0.98 * never and policy.plan == ARRIVAL
+
+
+def test_under_cascade_it_is_at_the_best_within_thirty_seconds():
+    law, load = LAWS["cascade"], LOADS["8 groups"]
+    best = max(run(law, load, make, seconds=60).throughput for make in DISCIPLINES.values())
+    assert run(law, load, Planner, seconds=60).throughput > 0.95 * best
+
+
+@pytest.mark.parametrize("load", ["nothing shared", "one group"])
+def test_where_nothing_is_to_be_won_it_costs_next_to_nothing(load):
+    first = fcfs(LAWS["GPU, paged"], LOADS[load], seconds=60)
+    assert run(LAWS["GPU, paged"], LOADS[load], Planner, seconds=60).throughput > 0.98 * first.throughput
+
+
+def fcfs(law, load, **more):
+    return run(law, load, lambda: Fixed(False), order="arrival", saturated_after=0.0, **more)
+
+
+def test_below_capacity_requests_go_in_order_of_arrival():
+    load = with_rate(LOADS["8 groups"], 4.0)
+    first, found = fcfs(LAWS["paged"], load, seconds=60), run(LAWS["paged"], load, Planner, seconds=60)
+    assert found.throughput == pytest.approx(first.throughput, rel=0.01) and found.p99 <= 1.05 * first.p99
+
+
+@pytest.mark.parametrize("law", ["paged", "packed", "GPU, cascade"])
+def test_a_rehearsal_foretells_what_a_discipline_gives(law):
+    prices = StepCost()
+    one = LAWS[law]
+    kv = [amount / 16 for amount in (one.chunk, one.distinct, one.reload, one.tip)]
+    prices._prices = [1e-3 * price for price in (one.step, one.row, *kv, one.prefill, one.new / 20)]
+    scene = Scene(32, 64, (1 / 8,) * 8, (tuple(range(16, 49)),) * 8, tuple(range(16, 49)), 0, 16, 16, 20, float("inf"), float("inf"))
+    names = {"arrival": None, "1 prefix, gated": "strict, gated"}
+    for plan in PLANS:
+        if plan.name in names:
+            played = Rehearsal(plan, scene, prices)
+            while not played.advance(100):
+                pass
+            made = DISCIPLINES.get(names[plan.name])
+            found = run(one, LOADS["8 groups"], made) if made else fcfs(one, LOADS["8 groups"])
+            assert played.throughput == pytest.approx(found.throughput, rel=0.06), plan.name
+            assert played.fairness > 0.9 and played.longest_wait > 0
+
+
+def test_patience():
+    assert patience(3.0, 4.0, 2.0) == 0 and patience(5.0, 4.0, 2.0) == 0.5 and patience(7.0, 4.0, 2.0) == 1.5
+    assert patience(5.0, 4.0, 0.0) == 1 and patience(4.0, 4.0, 0.0) == 0
+
+
+def test_a_target_for_the_first_token_is_held_and_weights_buy_tails_with_throughput():
+    law, load = LAWS["cascade"], LOADS["8 groups"]
+    first = fcfs(law, load)
+    free, held = (run(law, load, lambda: Planner(settings)) for settings in (PlannerSettings(), PlannerSettings(ttft_slo_over_fcfs=2.0)))
+    assert free.throughput > 1.2 * first.throughput and free.p99 > 2 * first.p99
+    assert held.p99 <= 2.2 * first.p99 and held.throughput > 0.98 * first.throughput
+    shy = run(law, load, lambda: Planner(PlannerSettings(latency_weight=5.0)))
+    assert shy.p99 <= 1.2 * first.p99 and shy.agent.plan == ARRIVAL
+
+
+def test_another_kernel_in_mid_run_is_noticed():
+    play = Play([(0.0, LAWS["paged"]), (60.0, LAWS["cascade"])], LOADS["8 groups"], Planner).run(120.0)
+    best = max(run(LAWS["cascade"], LOADS["8 groups"], make, seconds=60).throughput for make in DISCIPLINES.values())
+    assert play.throughput(90.0, 120.0) > 0.93 * best
+
+
+def test_a_restored_planner_needs_no_experiment():
+    law, load = LAWS["cascade"], LOADS["8 groups"]
+    learned = run(law, load, Planner, seconds=60).agent.learned()
+
+    def warm():
+        policy = Planner()
+        policy.restore(learned)
+        return policy
+
+    cold, again = (Play(law, load, make).run(12.0) for make in (Planner, warm))
+    assert again.throughput(0.0, 10.0) > 0.95 * cold.throughput(0.0, 10.0) and not again.former.policy.experiments
+
+
+def test_what_it_learned_is_kept(tmp_path):
+    _, policy = throughput("planner", all_or_nothing)
+    policy.save(tmp_path / "learned.json")
+    again = Planner()
+    again.load(tmp_path / "learned.json")
+    assert again.cost.prices == policy.cost.prices
+
+
+@pytest.mark.parametrize("damage", [{"stage": 9}, {"stage": "x"}, {"cost": {}}, {"lifetimes": [0]}, {"prompt_tokens": -1}])
+def test_what_it_never_learned_is_refused(damage):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Planner().restore({**Planner().learned(), **damage})
+
+
+def test_loads_and_branches_of_a_tree():
+    tree = ChunkedHashTree()
+    for number, path in enumerate(("abx", "aby", "cdz", "cdw", "cdv", "e")):
+        tree.insert(Request(number, [path[: depth + 1] for depth in range(len(path))]))
+    largest = tree.largest_branch()
+    assert (largest.request_id, largest.depth, largest.waiting) == (2, 2, 3)
+    assert tree.branch_of(0).waiting == 2 and tree.branch_of(5).waiting == 1
+    alone, joined = tree.load_alone(largest, 3), tree.load_with(tree.branch_of(0), 2)
+    assert alone == Load(3, 9, 5, 2 * 9 + 3, 2)
+    for number in (2, 3, 4):
+        tree.add_to_batch(number)
+    assert tree.load() == alone
+    joined = tree.load_with(tree.branch_of(0), 2)
+    tree.add_to_batch(0), tree.add_to_batch(1)
+    assert tree.load() == joined
+    for number in range(5):
+        tree.finish(number)
+    assert tree.load() == Load(0, 0, 0, 0, 0) and tree.largest_branch() is None
