@@ -13,6 +13,7 @@ from feather.rehearsal import ARRIVAL, PLANS, RELATIVES, Plan, Rehearsal, Scene,
 from feather.settings import setting
 
 _SEEN = 3  # decode-only steps of each kind that an experiment waits for
+_STRANGERS = 1.5  # times the rows of the first prefix, that an experiment fills up to with the second
 _PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
 _PAYS = 0.03  # by which a plan must be better than a fairer one
 _PLAYS = 1000  # steps that are played through per second of serving: each takes 10 to 20 µs
@@ -69,7 +70,7 @@ class Planner(Policy):
         self._stage = (
             0  # of an experiment: the batch comes to hold 0 one prefix, 1 more of it, 2 one row of another, 3 more of that; 4: none
         )
-        self._stage_steps = 0
+        self._stage_steps = self._rows = 0  # decoded in this stage; in the batch when it began
         self._lost = self._since = 0.0  # seconds: lost in the last experiment, and without what the plan does not show
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._changes = 0  # of the prices, seen so far
@@ -161,7 +162,7 @@ class Planner(Policy):
         if not load.rows:
             fresh = tree.largest_branch()
             return self._admit(tree, fresh.request_id if fresh else tree.oldest())
-        if self._stage == 3 or self._stage == 1 and load.rows < 2 ** (self._stage_steps // _SEEN):
+        if self._stage == 3 and load.rows < _STRANGERS * self._rows or self._stage == 1 and load.rows < 2 ** (self._stage_steps // _SEEN):
             return tree.first_through(self._last)
         if self._stage == 2 and _prefixes(load) <= 1 and (fresh := tree.largest_branch()) is not None:
             return self._admit(tree, fresh.request_id)
@@ -182,7 +183,7 @@ class Planner(Policy):
         else:
             done = steps >= 2 * _SEEN or not tree.waiting
         if done:
-            self._stage, self._stage_steps = self._stage + 1, 0
+            self._stage, self._stage_steps, self._rows = self._stage + 1, 0, load.rows
             if self._stage == 2 and (tree.largest_branch() is None or load.rows < 2):
                 self._stage = 4
             if self._stage == 4:
