@@ -141,11 +141,11 @@ class StepCost:
         weight = 1.0
         if self.steps >= _EARLY:
             error = float(amounts @ self._prices) / seconds - 1
-            limit = _HUBER * self.noise
-            weight = min(1.0, limit / abs(error)) if error else 1.0
-            clipped = max(-0.5, min(0.5, error))
-            self.noise = max(_LEAST_NOISE, math.sqrt(0.98 * self.noise**2 + 0.02 * min(clipped**2, 2 * limit**2)))
+            clipped, limit = max(-0.5, min(0.5, error)), _HUBER * self.noise
             self._follow(clipped)
+            apart = abs(clipped - self._bias)  # an error that all steps have is no hiccup
+            weight = min(1.0, limit / apart) if apart else 1.0
+            self.noise = max(_LEAST_NOISE, math.sqrt(0.98 * self.noise**2 + 0.02 * min(apart**2, 2 * limit**2)))
         elif self.steps:
             error = max(-0.5, min(0.5, float(amounts @ self._prices) / seconds - 1))
             self.noise = max(_LEAST_NOISE, math.sqrt(0.9 * self.noise**2 + 0.1 * error**2))

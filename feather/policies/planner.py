@@ -15,7 +15,7 @@ from feather.settings import setting
 _SEEN = 3  # decode-only steps of each kind that an experiment waits for
 _STRANGERS = 1.5  # times the rows of the first prefix, that an experiment fills up to with the second
 _PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
-_PAYS = 0.03  # by which a plan must be better than a fairer one
+_PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
 _PLAYS = 1000  # steps that are played through per second of serving: each takes 10 to 20 µs
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
@@ -275,7 +275,7 @@ class Planner(Policy):
                 worth -= self.wanted.latency_weight * max(0.0, one.longest_wait / arrival.longest_wait - 1)
             worth -= self.wanted.fairness_weight * max(0.0, arrival.fairness - one.fairness)
             worth = self._worth[one.plan] = (worth + self._worth.get(one.plan, worth)) / 2  # a play is a sample
-            if worth > most * (1 + _PAYS * (one.plan != self.plan)):
+            if worth > most * (1 + (_KEEPS if one.plan == self.plan else _PAYS)):
                 best, most = one.plan, worth
         self.plan = best
 
