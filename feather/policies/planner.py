@@ -70,7 +70,8 @@ class Planner(Policy):
         self._stage = (
             0  # of an experiment: the batch comes to hold 0 one prefix, 1 more of it, 2 one row of another, 3 more of that; 4: none
         )
-        self._stage_steps = self._rows = 0  # decoded in this stage; in the batch when it began
+        self._stage_steps = 0  # decoded in this stage
+        self._rows = 0.0  # in the batch when it began
         self._lost = self._since = 0.0  # seconds: lost in the last experiment, and without what the plan does not show
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._changes = 0  # of the prices, seen so far
