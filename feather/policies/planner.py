@@ -13,6 +13,7 @@ from feather.rehearsal import ARRIVAL, PLANS, RELATIVES, Plan, Rehearsal, Scene,
 from feather.settings import setting
 
 _SEEN = 3  # decode-only steps of each kind that an experiment waits for
+_LASTS, _PRESSED = 1.5, 32  # batches of requests, or steps under pressure, from which on a queue is taken to last
 _STRANGERS = 1.5  # times the rows of the first prefix, that an experiment fills up to with the second
 _PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
 _PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
@@ -67,11 +68,11 @@ class Planner(Policy):
         self.rates: dict[str, float] = {}
         """plan → promised throughput, tok/s"""
         self.experiments = 0
-        self._stage = (
-            0  # of an experiment: the batch comes to hold 0 one prefix, 1 more of it, 2 one row of another, 3 more of that; 4: none
-        )
+        self._stage = 0  # of an experiment: 0 one prefix, 1 more of it, 2 one row of another, 3 more of that, 4 no experiment
         self._stage_steps = 0  # decoded in this stage
         self._rows = 0.0  # in the batch when it began
+        self._begun = False  # whether the experiment waits no longer for a queue that lasts
+        self._pressed = 0  # steps in a row that left half as many waiting as run
         self._lost = self._since = 0.0  # seconds: lost in the last experiment, and without what the plan does not show
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._changes = 0  # of the prices, seen so far
@@ -117,7 +118,7 @@ class Planner(Policy):
         if gone >= 1 or self._unheard > _UNHEARD:
             return self._admit(tree, tree.oldest())
         if self._experimenting:
-            return self._experimental(tree)
+            return self._experimental(tree) if self._begun else self._admit(tree, tree.oldest())
         if self.plan == ARRIVAL or self.plan == RELATIVES and gone > 0.5:
             return self._admit(tree, tree.oldest())
         if self.plan == RELATIVES:
@@ -157,6 +158,11 @@ class Planner(Policy):
     def _experimenting(self) -> bool:
         return self._stage < 4
 
+    def _lasts(self, running: int, waiting: int, max_batch: float) -> bool:
+        """Whether the queue will last for long enough to learn from it: more than fit, by the size of the batch or as it has shown."""
+        self._pressed = self._pressed + 1 if waiting >= running / 2 > 0 else 0
+        return running + waiting >= _LASTS * max_batch or self._pressed > _PRESSED
+
     def _experimental(self, tree: ChunkedHashTree) -> Hashable | None:
         """Whom the experiment admits."""
         load = tree.load()
@@ -188,7 +194,7 @@ class Planner(Policy):
             if self._stage == 2 and (tree.largest_branch() is None or load.rows < 2):
                 self._stage = 4
             if self._stage == 4:
-                self._since = 0.0
+                self._since, self._begun, self._pressed = 0.0, False, 0
                 self._plan_at_once(tree, max_batch, max_wait)
 
     def _plan_at_once(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> None:
@@ -207,7 +213,9 @@ class Planner(Policy):
             return
         load = tree.load()
         if self._experimenting:
-            self._experiment(tree, max_batch, max_wait)
+            self._begun = self._begun or self._lasts(len(tree.active), len(tree.waiting), max_batch)
+            if self._begun:
+                self._experiment(tree, max_batch, max_wait)
             return
         if not self.rates:
             self._plan_at_once(tree, max_batch, max_wait)
