@@ -50,15 +50,14 @@ class Planner(Policy):
 
     The plans, from the fairest on: *arrival*, nobody is passed over; *relatives first*, the batch is always full, and who shares most with it goes
     first; *four, two prefixes, one*: a batch takes requests of so many prefixes, those that most wait for, and runs to its end (*gated*), or their
-    relatives join while it runs, and another prefix once one has gone (*refilled*). A plan has to promise more than those before it: throughput, less what the options ``latency_weight`` and ``fairness_weight``
-    charge for tails and unfairness. A target for the time to the first token bounds how long a request may be past its turn.
+    relatives join while it runs, and another prefix once one has gone (*refilled*). A plan has to promise more than those before it: throughput, less
+    what the options ``latency_weight`` and ``fairness_weight`` charge for tails and unfairness. A target for the time to the first token bounds how long a request may be past its turn.
 
     At the start, and rarely again, an experiment shows what steps cost: a batch of one prefix grows, then a second prefix joins.
     """
 
     kind = "feather planner"
     plans = True
-
     settings = PlannerSettings
 
     def __init__(self, settings: PlannerSettings | None = None) -> None:

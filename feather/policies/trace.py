@@ -29,8 +29,8 @@ class Traced(Policy):
     """Writes down what a policy decides; behaves like that policy otherwise.
 
     One line per step: ``t`` (Unix time, s), ``tokens``, ``seconds``, ``prefill`` (tokens), ``contended``, ``burst``, ``fills`` (the
-    policy never stops at present), ``told`` (what it tells the operator: prices, promises), and ``decisions``: those made since the line before, each as [b, Δ, w, waiting, stragglers,
-    added]. The file holds the last ``megabytes``; up to half of them are in a second file, with ".1" after its name.
+    policy never stops at present), ``told`` (what it tells the operator: prices, promises), and ``decisions``: those made since
+    the line before, each as [b, Δ, w, waiting, stragglers, added]. The file holds the last ``megabytes``; up to half of them are in a second file, with ".1" after its name.
 
     Raises OSError if the file cannot be written, or another process writes it.
     """
