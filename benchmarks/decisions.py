@@ -1,23 +1,56 @@
-"""How long a decision takes, for every policy: ``python -m benchmarks.decisions [--json]``.
+"""What deciding costs: ``python -m benchmarks.decisions [--waiting 1000] [--json]``.
 
-On states drawn at random, the same for all policies, in turns. Policies that learn have been told of every state; the networks have
-the layers that ``lab.train`` gives them, with random weights.
+Every policy serves the same closed loop on a virtual clock (``lab.model.disciplines``: the paged law of a CPU, 32 rows, 8 prefixes of 16 chunks), with
+so many requests waiting; what is timed is real. A decision: one question to the former for the next request. A step: all that a former does in one, its
+arrivals, its decisions, what it is told, and with the planner what is learned and played through. The networks have the layers that ``lab.train`` gives
+them, with random weights.
 """
+
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import main, spread, timed
-from feather.options import Options
-from feather.policies import POLICIES, BatchState, Decision, Network, Policy, Step
-from feather.policies.network import NARROW
+from benchmarks.timing import main, spread
+from feather.policies import NeverStop, Planner, Policy
+from lab.model.disciplines import LAWS, Load, Play
+from lab.policies import Bandit, BatchState, Network, StrictStop, Threshold
+from lab.policies.network import NARROW
 
-LAYERS, STATES, REPEATS = (32, 32), 200, 60
+LAYERS, CHUNK = (32, 32), 512
+LAW, BATCH, SETTLE = "paged", 32, 30.0  # virtual seconds, within which the planner has its experiment behind it
+CALLS = ("insert", "new_step", "next", "add_to_batch", "formed", "ran", "finish")
 
 
-def states(seed: int = 0) -> list[BatchState]:
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(1, 500, (STATES, 3))
-    return [BatchState(int(b), int(loss) % 20 + 1, int(w), int(w) + 10, 3, 20, 21, 4.5, 0.5) for b, loss, w in counts]
+class Timed:
+    """A former, and what its calls have taken."""
+
+    def __init__(self, former: Any):
+        self.former = former
+        self.decisions: list[float] = []
+        self.steps: list[float] = []
+        self._step = 0.0
+        for name in CALLS:
+            setattr(self, name, self._timed(name, getattr(former, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.former, name)
+
+    def _timed(self, name: str, call: Callable) -> Callable:
+        def method(*arguments: Any) -> Any:
+            before, start = self.former.decisions, time.perf_counter_ns()
+            answer = call(*arguments)
+            taken = (time.perf_counter_ns() - start) / 1e3
+            if name == "new_step":
+                self.steps.append(self._step)
+                self._step = 0.0
+            self._step += taken
+            if self.former.decisions > before:
+                self.decisions.append(taken)
+            return answer
+
+        return method
 
 
 def network(wide: bool, seed: int = 0) -> Network:
@@ -28,29 +61,46 @@ def network(wide: bool, seed: int = 0) -> Network:
     return Network(layers, wide)
 
 
-def policies(seen: list[BatchState]) -> dict[str, Policy]:
-    made = {name.replace("_", " "): Options(policy=name).make_policy() for name in POLICIES if name not in ("network", "planner")}
-    for state in seen:
-        for policy in made.values():
-            policy.feedback(Step(100, 0.02, decisions=(Decision(state, True), Decision(state, False))))
-    return {**made, "network, narrow": network(False), "network, wide": network(True)}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "planner": Planner,
+    "never stop": NeverStop,
+    "threshold": lambda: Threshold(CHUNK),
+    "strict stop": StrictStop,
+    "bandit": Bandit,
+    "network, narrow": lambda: network(False),
+    "network, wide": lambda: network(True),
+}
 
 
-def run() -> dict:
-    seen = states()
-    chosen = policies(seen)
-    taken: dict[str, list[float]] = {name: [] for name in chosen}
-    for _ in range(REPEATS):
-        for name, policy in chosen.items():
-            taken[name].append(timed(lambda policy=policy: [policy.decide(state) for state in seen]) / STATES)
-    return {"decision_us": {name: spread(values) for name, values in taken.items()}}
+def served(make: Callable[[], Policy], waiting: int, seconds: float) -> tuple[Timed, float]:
+    """What calls took after ``SETTLE``, and the virtual seconds of a step."""
+    play = Play(LAWS[LAW], Load(batch=BATCH, clients=BATCH + waiting), make, max_wait=float("inf"))
+    play.run(SETTLE)
+    timed = play.former = Timed(play.former)
+    play.run(SETTLE + seconds)
+    return timed, float(np.mean([elapsed for then, elapsed, *_ in play.log if then > SETTLE]))
+
+
+def run(waiting: int, seconds: float) -> dict:
+    found = {name: served(make, waiting, seconds) for name, make in POLICIES.items()}
+    return {
+        "waiting": waiting,
+        "decision_us": {name: spread(timed.decisions) for name, (timed, _) in found.items()},
+        "step_us": {name: spread(timed.steps[1:]) for name, (timed, _) in found.items()},
+        "share_of_step": {name: round(float(np.mean(timed.steps[1:])) / 1e6 / step, 5) for name, (timed, step) in found.items()},
+    }
 
 
 def show(found: dict) -> None:
-    print("a decision, µs: median [quartiles]")
-    for name, value in found["decision_us"].items():
-        print(f"  {name:<18}{value['median']:>8.2f}  [{value['low']:.2f}, {value['high']:.2f}]")
+    print(f"{found['waiting']} waiting; µs: median [quartiles], mean; of a step of {BATCH} rows under the {LAW} law of a CPU")
+    for name, share in found["share_of_step"].items():
+        told = []
+        for what in ("decision", "step"):
+            value = found[f"{what}_us"][name]
+            told.append(f"{what} {value['median']:>7.1f} [{value['low']:.1f}, {value['high']:.1f}], {value['mean']:.1f}")
+        print(f"  {name:<18}{told[0]:<44}{told[1]:<48}{share:>7.2%}")
 
 
 if __name__ == "__main__":
-    main("benchmarks.decisions", __doc__.splitlines()[0], run, show)
+    main("benchmarks.decisions", __doc__.splitlines()[0], run, show,
+         waiting={"type": int, "default": 1000}, seconds={"type": float, "default": 60.0, "help": "virtual, of each policy"})  # fmt: skip

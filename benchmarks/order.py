@@ -12,6 +12,7 @@ from tqdm import tqdm
 from benchmarks.timing import main
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, Arm
+from lab.policies import Threshold, dotted
 from lab.stats import ratio
 from lab.workloads import Prompt, Workload, make_prefixes
 
@@ -20,8 +21,8 @@ SYSTEM, DOCUMENT, DOCUMENTS, EACH, SHORT, DECODE, REPEATS = 1024, 6976, 4, 24, 3
 
 def arms() -> list[Arm]:
     feather = [
-        Arm(f"{policy}, {order}", "feather", {"policy": policy, "order": order, "chunk_size": 64})
-        for policy in ("never_stop", "threshold")
+        Arm(f"{name}, {order}", "feather", {"policy": policy, "order": order, "chunk_size": 64})
+        for name, policy in (("never_stop", "never_stop"), ("threshold", dotted(Threshold)))
         for order in ("cost", "tip")
     ]
     return [ARMS["FCFS"], *feather]

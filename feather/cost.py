@@ -53,6 +53,13 @@ class Load(NamedTuple):
         a chunk that k of n rows hold makes k (n - k + 1) / n runs."""
         return ((self.rows + 1) * self.chunks - self.squares) / self.rows if self.rows else 0.0
 
+    def amounts(self, prefill_tokens: int = 0) -> tuple[float, ...]:
+        """What each of ``PRICES`` is the price of, in their order; what a shared tip saves counts below 0."""
+        return (
+            1.0, self.rows, self.chunks, self.distinct, max(0.0, self.loads - self.distinct), -max(0.0, self.rows - 1) * self.tip,
+            float(prefill_tokens > 0), float(prefill_tokens),
+        )  # fmt: skip
+
 
 def non_negative(matrix: np.ndarray, moment: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """The x ≥ 0 that minimises x·matrix·x / 2 - moment·x, by active sets (Lawson and Hanson 1974, ch. 23). ``matrix``: positive definite.
@@ -132,12 +139,7 @@ class StepCost:
         """A step has run. Results that cannot be (no rows, a time that is not positive and finite) are passed over."""
         if load.rows <= 0 or not (math.isfinite(seconds) and seconds > 0):
             return
-        amounts = np.array(
-            (
-                1.0, load.rows, load.chunks, load.distinct, max(0.0, load.loads - load.distinct), -max(0.0, load.rows - 1) * load.tip,
-                float(prefill_tokens > 0), float(prefill_tokens),
-            )
-        )  # fmt: skip
+        amounts = np.array(load.amounts(prefill_tokens))
         weight = 1.0
         if self.steps >= _EARLY:
             error = float(amounts @ self._prices) / seconds - 1

@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from feather.cht import ORDERS
-from feather.former import BatchFormer
-from feather.policies import POLICIES, NeverStop, Policy, Traced
-from feather.policies.registry import policy_options
+from feather.former import BatchFormer, make_former
+from feather.policies import NeverStop, Policy, Trace
+from feather.policies.registry import policy_class, policy_options
 from feather.settings import check_setting, setting, shown
 
 logger = logging.getLogger("feather")
@@ -31,14 +31,15 @@ class Options:
     Raises ValueError for an unknown name or a wrong value.
     """
 
-    policy: str = setting("planner", "who joins the batch, and when to stop filling it; see ``feather.policies.registry``")
+    policy: str = setting(
+        "planner", "who joins the batch, and when to stop filling it: a policy of Feather's, or the dotted name of a class of your own"
+    )
     checkpoint: str = setting("", "file that keeps what is learned from one start to the next; none by default")
     trace: str = setting("", "file that every decision is written to; none by default")
     trace_megabytes: int = setting(64, "largest size of that file", low=1, unit="MB")
     chunk_size: int = setting(
         512,
-        "tokens per chunk of the tree; a multiple of the engine's block size saves the hashing. The threshold counts whole chunks: if a "
-        "chunk is longer than the threshold allows, the first lost chunk stops the batch",
+        "tokens per chunk of the tree; a multiple of the engine's block size saves the hashing",
         low=1,
         high=4096,
         unit="tokens",
@@ -60,13 +61,6 @@ class Options:
         "(each prefix is computed once for all that share it)",
         choices=KERNELS,
     )
-    straggler_share: float = setting(
-        0.5,
-        "a stopped batch that has drained to this share of its largest size no longer holds the queue; from 0 (hold it to the last "
-        "request) to 1 (never stop). A policy that commits, such as the bandit, holds its stop to the last request all the same",
-        low=0,
-        high=1,
-    )
     max_wait: float = setting(
         10.0,
         "seconds that a request may wait past its turn in order of arrival because of its prefix. Longer than a batch takes several times "
@@ -77,9 +71,8 @@ class Options:
     saturated_after: float = setting(
         8.0,
         "batches (of the largest size so far). Once a queue has drained, the next one is taken for a burst until its requests, waiting and "
-        "admitted, amount to so many. A burst is served in order of arrival by the planner and by the policy that never stops. 0: no queue is "
-        "a burst. Choose more than the bursts of a server that keeps up, and few against an "
-        "overload",
+        "admitted, amount to so many. A burst is served in order of arrival. 0: no queue is a burst. Choose more than the bursts of a server "
+        "that keeps up, and few against an overload",
         low=0,
         unit="batches",
     )
@@ -93,8 +86,11 @@ class Options:
     """the policies' own options, by name; defaults included"""
 
     def __init__(self, of_policies: Mapping[str, Any] | None = None, **options: Any):
-        known = self.known()
         given = {**(of_policies or {}), **options}
+        policy = given.get("policy", Options.policy)
+        check_setting("policy", policy, self.known()["policy"])
+        chosen = policy_class(policy)
+        known = self.known(chosen)
         for name in given:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
@@ -103,22 +99,20 @@ class Options:
         values = {name: given.get(name, declared.default) for name, declared in known.items()}
         for name, declared in known.items():
             check_setting(name, values[name], declared)
-        if values["policy"] not in POLICIES:
-            raise ValueError(f"option policy={shown(values['policy'])} must be one of: {', '.join(POLICIES)}")
-        own = {name: values.pop(name) for name in policy_options()}
+        own = {name: values.pop(name) for name in policy_options(chosen)}
         for name, value in {**values, "of_policies": own}.items():
             object.__setattr__(self, name, value)
-        POLICIES[self.policy].check(self.settings())
+        chosen.check(self.settings())
 
     @classmethod
-    def known(cls) -> dict[str, Field]:
-        """Every option there is, by name: its type, default, and metadata (help, low, high, choices, unit). Raises ValueError if a
-        policy's option has the name of a common one."""
+    def known(cls, chosen: type[Policy] | None = None) -> dict[str, Field]:
+        """Every option there is, those of the chosen policy included, by name: its type, default, and metadata (help, low, high, choices,
+        unit). Raises ValueError if a policy's option has the name of a common one."""
         common = {declared.name: declared for declared in fields(cls) if declared.name != "of_policies"}
-        own = {name: declared for name, (_, declared) in policy_options().items()}
+        own = policy_options(chosen)
         for name in common.keys() & own.keys():
-            raise ValueError(f"policy {policy_options()[name][0]!r} has an option {name!r}, which is a common option: rename it")
-        return common | own
+            raise ValueError(f"policy {own[name][0]!r} has an option {name!r}, which is a common option: rename it")
+        return common | {name: declared for name, (_, declared) in own.items()}
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
@@ -173,26 +167,26 @@ class Options:
 
     def settings(self) -> Any:
         """The chosen policy's own options, as its ``settings`` class holds them."""
-        own = POLICIES[self.policy].settings
+        own = policy_class(self.policy).settings
         return own(**{declared.name: self.of_policies[declared.name] for declared in fields(own)})
 
     def make_policy(self) -> Policy:
-        """The chosen policy, with its trace where the options say so. A policy that cannot be made (a damaged
-        file) is replaced by never stopping, with a warning."""
+        """The chosen policy. One that cannot be made (a damaged file) is replaced by never stopping, with a warning."""
         try:
-            policy = POLICIES[self.policy].make(self.settings(), self)
+            return policy_class(self.policy).make(self.settings(), self)
         except (ValueError, OSError) as error:
             logger.warning("Feather never stops a batch, because the policy %r cannot be made: %s", self.policy, error)
-            policy = NeverStop()
-        try:
-            return Traced(policy, self.trace, self.trace_megabytes) if self.trace else policy
-        except (ValueError, OSError) as error:
-            logger.warning("Feather writes no trace: %s", error)
-            return policy
+            return NeverStop()
 
     def make_former(self, **engine: Any) -> BatchFormer:
-        """A batch former with this policy. ``engine``: what only the engine knows, see ``BatchFormer``."""
-        return BatchFormer(self.make_policy(), self.order, self.straggler_share, self.max_wait, self.saturated_after, **engine)
+        """A batch former with this policy, and its trace where the options say so. ``engine``: what only the engine knows, see
+        ``BatchFormer``."""
+        policy, trace = self.make_policy(), None
+        try:
+            trace = Trace(self.trace, self.trace_megabytes) if self.trace else None
+        except (ValueError, OSError) as error:
+            logger.warning("Feather writes no trace: %s", error)
+        return make_former(policy, self.order, self.max_wait, self.saturated_after, trace=trace, **engine)
 
 
 def _meant(name: Any, value: Any) -> bool:

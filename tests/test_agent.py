@@ -6,10 +6,10 @@ import math
 import pytest
 from toy import ToyEngine, all_or_nothing, by_rows, closed_loop
 
-from feather.former import BatchFormer
 from feather.options import Options
-from feather.policies import Bandit, BatchState, Decision, Planner, Policy, Step, Threshold, trace
+from feather.policies import Planner, Step, trace
 from feather.request import Request
+from lab.policies import Bandit, BatchState, Decision, Stopping, StoppingFormer, Threshold
 
 
 def throughput(options, step_seconds, **workload):
@@ -19,7 +19,7 @@ def throughput(options, step_seconds, **workload):
 
 
 NEVER = {"policy": "never_stop"}
-BANDIT = {"policy": "bandit"}
+BANDIT = {"policy": "lab.policies.Bandit"}
 
 
 @pytest.mark.parametrize("decode", [(16, 16), (4, 64)], ids=["equal lengths", "unequal lengths"])
@@ -68,8 +68,9 @@ def test_it_follows_a_workload_that_changes():
 MIXES = BatchState(batch_size=16, tip_loss=10, sharing=0, waiting=20)
 
 
-def ran(*decisions, tokens=16, seconds=0.02, **facts):
-    return Step(tokens, seconds, decisions=decisions, **facts)
+def ran(*decisions, tokens=16, seconds=0.02, alone=True, **facts):
+    """The arguments of ``judge``."""
+    return Step(tokens, seconds, **facts), decisions, alone
 
 
 def test_the_bandit_tries_stop_first_and_add_where_stop_disappoints():
@@ -77,12 +78,12 @@ def test_the_bandit_tries_stop_first_and_add_where_stop_disappoints():
     smaller = MIXES._replace(batch_size=4)
     assert bandit.decide(MIXES._replace(tip_loss=0)) and not bandit.decide(MIXES)
     for _ in range(10):
-        bandit.feedback(ran(Decision(MIXES, False), tokens=16))
-        bandit.feedback(ran(Decision(smaller, False), tokens=4))
+        bandit.judge(*ran(Decision(MIXES, False), tokens=16))
+        bandit.judge(*ran(Decision(smaller, False), tokens=4))
     assert not bandit.decide(MIXES), "nothing better is known"
     assert bandit.decide(smaller), "a quarter of what was seen elsewhere"
     for _ in range(10):
-        bandit.feedback(ran(Decision(smaller, True), tokens=2))
+        bandit.judge(*ran(Decision(smaller, True), tokens=2))
     assert not bandit.decide(smaller), "adding was worse still"
 
 
@@ -90,17 +91,17 @@ def test_the_bandit_tries_stop_first_and_add_where_stop_disappoints():
 def test_steps_that_say_nothing_of_a_stop_do_not_teach(facts):
     bandit = Bandit()
     for _ in range(20):
-        bandit.feedback(ran(Decision(MIXES, False), **facts))
+        bandit.judge(*ran(Decision(MIXES, False), **facts))
     assert all(not outcome.steps for both in bandit.table.values() for outcome in both.values())
 
 
 def test_evidence_fades():
     bandit = Bandit(horizon=10.0)
     for _ in range(10):
-        bandit.feedback(ran(Decision(MIXES, True)))
+        bandit.judge(*ran(Decision(MIXES, True)))
     other = MIXES._replace(batch_size=300)
     for _ in range(1000):
-        bandit.feedback(ran(Decision(other, False)))
+        bandit.judge(*ran(Decision(other, False)))
     ((_, both),) = [item for item in bandit.table.items() if item[0][0] == 5]
     assert both[True].steps < 10 * math.exp(-1.9)
 
@@ -108,7 +109,7 @@ def test_evidence_fades():
 # -- which decisions formed which step -------------------------------------------------------------------------------------
 
 
-class Diary(Policy):
+class Diary(Stopping):
     """Stops at any loss, and keeps what it is told."""
 
     commits = True
@@ -119,8 +120,8 @@ class Diary(Policy):
     def decide(self, state):
         return not state.tip_loss or state.batch_size < 2
 
-    def feedback(self, step):
-        self.steps.append(step)
+    def judge(self, step, decisions, alone):
+        self.steps.append((step, decisions))
 
 
 def admit(former):
@@ -132,7 +133,7 @@ def admit(former):
 
 def test_a_decision_is_credited_while_its_batch_runs_also_with_steps_in_flight():
     diary = Diary()
-    former = BatchFormer(diary)
+    former = StoppingFormer(diary)
     for id_, path in (("a", "abc"), ("b1", "xyz"), ("b2", "xyz"), ("c", "uvw")):
         former.insert(Request(id_, path))
     first = admit(former)  # a; then b1 at the cost of a's prefix; b2; not c
@@ -145,19 +146,19 @@ def test_a_decision_is_credited_while_its_batch_runs_also_with_steps_in_flight()
     fourth = admit(former)
     former.ran(third, 2, 0.02, 0)
     former.ran(fourth, 1, 0.02, 0)
-    told = [[(decision.state.batch_size, decision.add) for decision in step.decisions] for step in diary.steps]
+    told = [[(decision.state.batch_size, decision.add) for decision in decisions] for _, decisions in diary.steps]
     assert told == [[(1, True), (2, False)], [(1, True), (2, False)], [(2, False)], []]
-    assert [step.prefill_tokens for step in diary.steps] == [9, 0, 0, 0]
-    assert [step.contended for step in diary.steps] == [True, True, True, False]
+    assert [step.prefill_tokens for step, _ in diary.steps] == [9, 0, 0, 0]
+    assert [step.contended for step, _ in diary.steps] == [True, True, True, False]
 
 
 def test_a_full_batch_is_nobodys_decision():
     diary = Diary()
-    former = BatchFormer(diary, max_batch=2)
+    former = StoppingFormer(diary, max_batch=2)
     for number in range(4):
         former.insert(Request(number, str(number)))
     former.add_to_batch(former.next()), former.add_to_batch(former.next())
-    assert former.next() is not None and former.formed().decisions[-1].add
+    assert former.next() is not None and former.formed()[1][-1].add
 
 
 # -- the planner -----------------------------------------------------------------------------------------------------------

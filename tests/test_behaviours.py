@@ -10,7 +10,7 @@ from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
 
 SINCE_033 = tuple(int(part) for part in vllm.__version__.split(".")[:2]) >= (0, 33)
-THRESHOLD = {"policy": "threshold", "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "lab.policies.Threshold", "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": 32}
 
 

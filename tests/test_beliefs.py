@@ -26,8 +26,8 @@ from feather.vllm import FeatherScheduler
 CHUNK = 32
 PAST_THE_QUEUE = vllm.__version__.startswith("0.25")  # goes a request whose grammar is not ready, which the queue never sees
 OPTIONS = {
-    "threshold": {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0},
-    "bandit": {"policy": "bandit", "chunk_size": CHUNK, "max_wait": 0.05},
+    "threshold": {"policy": "lab.policies.Threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0},
+    "bandit": {"policy": "lab.policies.Bandit", "chunk_size": CHUNK, "max_wait": 0.05},
     "never_stop": {"policy": "never_stop", "chunk_size": CHUNK, "saturated_after": 1.0},
 }
 OPERATIONS = 1_500

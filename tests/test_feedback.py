@@ -6,22 +6,32 @@ import logging
 import pytest
 from modelless import Driver, abort, make_request, make_scheduler
 
-from feather.policies import Policy
+from feather.policies import NeverStop
 from feather.vllm import FeatherScheduler
+from lab.policies import Stopping
 
 
 def prompt(group, number, tokens=128):
     return [100 + group] * tokens + [1000 + number] * 7
 
 
-class Diary(Policy):
+class Diary(Stopping):
     commits = True
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.decisions = [], []
 
     def decide(self, state):
         return not state.tip_loss
+
+    def judge(self, step, decisions, alone):
+        self.steps.append(step)
+        self.decisions.append(decisions)
+
+
+class Account(NeverStop):
+    def __init__(self):
+        self.steps = []
 
     def feedback(self, step):
         self.steps.append(step)
@@ -29,7 +39,7 @@ class Diary(Policy):
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["sync", "two schedules deep"])
 def test_every_step_is_told_with_its_tokens_and_its_decisions(tmp_path, depth):
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"chunk_size": 32, "max_wait": 1e9})
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "lab.policies.StrictStop", "chunk_size": 32, "max_wait": 1e9})
     diary = scheduler.waiting.former.policy = Diary()
     clock = itertools.count()
     scheduler.clock = lambda: float(next(clock))
@@ -40,15 +50,15 @@ def test_every_step_is_told_with_its_tokens_and_its_decisions(tmp_path, depth):
     assert sum(step.tokens for step in diary.steps) == sum(driver.tokens.values()) == 48
     assert all(step.seconds > 0 for step in diary.steps)
     assert diary.steps[0].prefill_tokens > 4 * 32
-    decode = [step for step in diary.steps if not step.prefill_tokens and step.contended]
-    assert decode and all(not step.decisions[-1].add and step.tokens <= 4 for step in decode), "one group at a time"
-    assert all(not step.decisions for step in diary.steps if not step.contended and step.tokens == 0)
+    told = list(zip(diary.steps, diary.decisions))
+    decode = [(step, decisions) for step, decisions in told if not step.prefill_tokens and step.contended]
+    assert decode and all(not decisions[-1].add and step.tokens <= 4 for step, decisions in decode), "one group at a time"
+    assert all(not decisions for step, decisions in told if not step.contended and step.tokens == 0)
 
 
 def test_a_recompute_after_preemption_counts_as_prefill(tmp_path):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, blocks=24, feather={"chunk_size": 32, "policy": "never_stop"})
-    diary = scheduler.waiting.former.policy = Diary()
-    diary.decide = lambda state: True
+    diary = scheduler.waiting.former.policy = Account()
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, str(i), prompt(i, i, 80), 60) for i in range(4)))
     driver.run()
@@ -59,7 +69,7 @@ def test_a_recompute_after_preemption_counts_as_prefill(tmp_path):
 
 def test_aborts_in_flight_do_not_upset_the_account(tmp_path):
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"chunk_size": 32})
-    diary = scheduler.waiting.former.policy = Diary()
+    diary = scheduler.waiting.former.policy = Account()
     driver = Driver(scheduler, depth=2)
     driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
     for _ in range(4):
@@ -72,7 +82,7 @@ def test_aborts_in_flight_do_not_upset_the_account(tmp_path):
 
 def test_what_was_learned_is_there_after_a_restart(tmp_path):
     path = tmp_path / "learned.json"
-    options = {"policy": "bandit", "chunk_size": 32, "checkpoint": str(path)}
+    options = {"policy": "lab.policies.Bandit", "chunk_size": 32, "checkpoint": str(path)}
     scheduler = make_scheduler(FeatherScheduler, tmp_path, feather=options)
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))

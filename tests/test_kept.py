@@ -17,11 +17,10 @@ from modelless import Driver, make_request, make_scheduler
 import feather.sglang
 from feather.memory import Memory
 from feather.options import Options
-from feather.policies import BatchState, Decision, Step, Traced, trace
-from feather.policies.bandit import Bandit
+from feather.policies import NeverStop, Step, Trace, trace
 from feather.policies.checkpoint import is_ours
-from feather.policies.never_stop import NeverStop
 from feather.vllm import FeatherScheduler
+from lab.policies import Bandit, BatchState, Decision
 
 ROOT = str(Path(__file__).parents[1])
 LOGGER = logging.getLogger("feather")
@@ -31,7 +30,7 @@ def taught(contexts=1):
     policy = Bandit()
     for number in range(contexts):
         state = BatchState(1 << number % 10, 1 << number // 10 % 10, 1 << number // 100, 9)
-        policy.feedback(Step(8, 0.01, decisions=(Decision(state, bool(number % 2)),)))
+        policy.judge(Step(8, 0.01), [Decision(state, bool(number % 2))], alone=True)
     return policy
 
 
@@ -63,7 +62,12 @@ class OfRank(FeatherScheduler):
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "mixture of experts"])
 def test_each_data_parallel_engine_of_vllm_has_files_of_its_own(tmp_path, monkeypatch, moe):
     monkeypatch.setattr(OfRank, "moe", moe)
-    options = {"policy": "bandit", "chunk_size": 32, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")}
+    options = {
+        "policy": "lab.policies.Bandit",
+        "chunk_size": 32,
+        "checkpoint": str(tmp_path / "learned.json"),
+        "trace": str(tmp_path / "trace"),
+    }
     for rank in range(3):
         monkeypatch.setattr(OfRank, "rank", rank)
         scheduler = make_scheduler(OfRank, tmp_path, feather=options, data_parallel_size=3)
@@ -90,20 +94,24 @@ def test_each_data_parallel_engine_of_sglang_has_files_of_its_own_and_keeps_what
             self.dp_rank = 2
             super().init_schedule_policy()
 
-    install({"policy": "bandit", "chunk_size": 32, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")})
+    install(
+        {"policy": "lab.policies.Bandit", "chunk_size": 32, "checkpoint": str(tmp_path / "learned.json"), "trace": str(tmp_path / "trace")}
+    )
     scheduler = Ranked(32_000)
     driver = SglangDriver(scheduler)
     driver.add(*(request(f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
     driver.run()
     assert {path.name for path in tmp_path.iterdir()} == {"learned.json.2", "trace.rank2"}
-    table = scheduler.policy.former.policy.policy.table
+    table = scheduler.policy.former.policy.table
     assert table and kept(tmp_path / "learned.json.2") == table
 
 
 def test_a_server_that_lived_a_moment_has_kept_all_without_a_word_of_its_end(tmp_path):
     """As in the engine core that is killed while the API server waits for it: nobody calls shutdown."""
     path = tmp_path / "learned.json"
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "bandit", "chunk_size": 32, "checkpoint": str(path)})
+    scheduler = make_scheduler(
+        FeatherScheduler, tmp_path, feather={"policy": "lab.policies.Bandit", "chunk_size": 32, "checkpoint": str(path)}
+    )
     driver = Driver(scheduler)
     driver.add(*(make_request(scheduler, f"{i % 2}.{i}", prompt(i % 2, i), 20) for i in range(8)))
     driver.run()
@@ -127,7 +135,7 @@ def test_no_more_than_a_few_seconds_are_lost_while_requests_run_and_it_is_not_sa
     learned_at = {}
     for step in range(3000):
         clock[0] = step * 0.02
-        policy.feedback(Step(8, 0.02, decisions=(Decision(BatchState(4, 1, 1, 9), True),)))
+        policy.judge(Step(8, 0.02), [Decision(BatchState(4, 1, 1, 9), True)], alone=True)
         learned_at[sum(outcome.steps for both in policy.table.values() for outcome in both.values())] = clock[0]
         memory.keep(policy)
         there = sum(outcome.steps for both in kept(path).values() for outcome in both.values()) if step % 50 == 0 and step >= 150 else None
@@ -155,7 +163,7 @@ def test_whenever_it_is_killed_the_file_is_whole(tmp_path, end):
     policy = taught(900)
     code = (
         "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it\n"
-        "sys.path[:0] = [{root!r}]\nfrom feather.memory import Memory\nfrom feather.policies.bandit import Bandit\nimport logging\n"
+        "sys.path[:0] = [{root!r}]\nfrom feather.memory import Memory\nfrom lab.policies import Bandit\nimport logging\n"
         "policy = Bandit()\npolicy.load({start!r})\nmemory = Memory({file!r}, logging.getLogger())\nmemory.keep(policy, now=True)\n"
         "print('ready', flush=True)\nwhile True: memory.keep(policy, now=True)\n"
     ).format(root=ROOT, file=str(file), start=str(tmp_path / "start.json"))
@@ -182,11 +190,11 @@ def test_a_path_may_start_at_home_or_here_and_means_the_same_wherever_the_server
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "work"))
-    options = Options.from_mapping({"checkpoint": written, "trace": written + ".trace", "policy": "bandit"}).for_rank(0)
-    policy = options.make_policy()
+    options = Options.from_mapping({"checkpoint": written, "trace": written + ".trace", "policy": "lab.policies.Bandit"}).for_rank(0)
+    former = options.make_former()
     monkeypatch.chdir("/")
-    Memory(options.checkpoint, LOGGER).keep(policy, now=True)
-    policy.feedback(Step(1, 1.0))
+    Memory(options.checkpoint, LOGGER).keep(former.policy, now=True)
+    former.trace.ran(Step(1, 1.0), former.policy)
     expected = (tmp_path / "work" / written.removeprefix("~/")).resolve()
     assert expected.is_file() and len(trace.read(f"{expected}.trace")) == 1
     assert Options.from_mapping({}).for_rank(3) == Options.from_mapping({}), "where there are none, nothing is made up"
@@ -244,11 +252,11 @@ def test_no_two_processes_write_one_file(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="feather"):
         for _ in range(3):
             memory.keep(taught(), now=True)
-        policy = Options.from_mapping({"policy": "never_stop", "trace": str(log)}).make_policy()
-    assert not path.exists() and not log.exists() and not isinstance(policy, Traced)
+        former = Options.from_mapping({"policy": "never_stop", "trace": str(log)}).make_former()
+    assert not path.exists() and not log.exists() and former.trace is None
     assert [record.message.count("another process") for record in caplog.records] == [1, 1]
     with pytest.raises(OSError, match="another process writes .*: give each server a file"):
-        Traced(NeverStop(), str(log))
+        Trace(str(log))
     assert is_ours(str(tmp_path / "third")) and is_ours(str(tmp_path / "third"))
     other.kill()
     other.wait(10)
@@ -261,14 +269,14 @@ def test_no_two_processes_write_one_file(tmp_path, caplog):
 
 def test_a_trace_that_ended_on_a_full_disk_can_be_read(tmp_path):
     path = tmp_path / "trace"
-    policy = Traced(NeverStop(), str(path))
+    written = Trace(str(path))
     for _ in range(5):
-        policy.feedback(Step(1, 1.0))
-    stream = policy._handler.stream
-    policy._handler.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+        written.ran(Step(1, 1.0), NeverStop())
+    stream = written._handler.stream
+    written._handler.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     for _ in range(5):
-        policy.feedback(Step(1, 1.0))
-    policy._handler.stream = stream
+        written.ran(Step(1, 1.0), NeverStop())
+    written._handler.stream = stream
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"tokens": 1})[:5])
     assert len(trace.read(str(path))) == 5

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ADAPTERS = ("feather.vllm", "feather.sglang", "feather.ray")
 # Each imports from those before it and from itself.
-LABORATORY = ("files", "machine", "stats", "radix", "book", "claims", "workloads", "llm", "kernels", "model", "train", "engines", "steady", "instrument", "account", "routing", "figures", "studies",
+LABORATORY = ("files", "machine", "stats", "radix", "book", "claims", "workloads", "llm", "kernels", "policies", "model", "train", "engines", "steady", "instrument", "account", "routing", "figures", "studies",
               "artifact")  # fmt: skip
 CORE_NEEDS = {"numpy", "xxhash"}
 

@@ -10,7 +10,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from feather.vllm import FeatherScheduler
 from feather.vllm.metrics import FeatherMetrics
 
-OPTIONS = {"policy": "threshold", "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
+OPTIONS = {"policy": "lab.policies.Threshold", "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
 
 
 class Watched(Driver):

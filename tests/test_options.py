@@ -13,7 +13,7 @@ WRITE = """write {"feather": {"policy": "never_stop"}} for vLLM, FEATHER_OPTIONS
 
 @pytest.mark.parametrize("config, policy", [
     (None, "planner"), ({}, "planner"), ({"feather": {}}, "planner"), ({"feather": {"policy": "never_stop"}}, "never_stop"),
-    ({"another_plugin": {"policy": "x"}}, "planner"), ({"another_plugin": 1, "feather": {"policy": "threshold"}}, "threshold"), (object(), "planner"),
+    ({"another_plugin": {"policy": "x"}}, "planner"), ({"another_plugin": 1, "feather": {"policy": "lab.policies.Threshold"}}, "lab.policies.Threshold"), (object(), "planner"),
 ])  # fmt: skip
 def test_what_is_right_is_taken_and_what_is_anothers_is_left_alone(config, policy):
     assert Options.from_additional_config(config).policy == policy

@@ -6,10 +6,13 @@ import pytest
 from toy import by_rows, closed_loop
 
 from feather.options import Options
-from feather.policies import POLICIES, NeverStop, Policy, Threshold, ThresholdSettings
+from feather.policies import POLICIES, NeverStop, Policy
+from feather.policies.planner import PlannerSettings
 from feather.settings import setting
 from lab.engines.arms import ARMS, SGLANG_ARMS, of_policy
 from lab.engines.modelled import ModelledEngine
+from lab.policies import POLICIES as STOPPING
+from lab.policies import Stopping, Threshold, dotted
 from lab.studies.learning import rules
 from lab.workloads import even_sizes, grouped, make_prefixes
 
@@ -31,8 +34,8 @@ class AtMost(Policy):
     def make(cls, settings, common):
         return cls(settings.most)
 
-    def decide(self, state):
-        return state.batch_size < self.most
+    def choose(self, tree, room, waited, late):
+        return tree.oldest() if len(tree.active) < self.most else None
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_a_policy_that_is_registered_can_be_chosen_with_its_options(at_most):
         ({"most": 0}, "option most=0 must be from 1 to 100"),
         ({"most": 2.5}, "option most=2.5 must be of type int"),
         ({"mots": 2}, "unknown option 'mots': did you mean 'most'"),
-        ({"policy": "magic"}, "must be one of: never_stop, .*, at_most$"),
+        ({"policy": "magic"}, "must be one of: never_stop, planner, at_most; or name a class of your own"),
     ):
         with pytest.raises(ValueError, match=message):
             Options.from_mapping(options)
@@ -76,16 +79,32 @@ def test_arms_of_the_studies_have_valid_options_and_every_policy_one():
         if arm.kind == "feather":
             Options.from_mapping(arm.options)
     names = {arm.options.get("policy", Options.policy) for arm in ARMS.values() if arm.kind == "feather"}
-    assert POLICIES.keys() - names <= {"strict_stop"}, "its arm is the threshold's, at no loss"
+    assert POLICIES.keys() <= names
+    assert {dotted(policy) for policy in STOPPING} - names <= {"lab.policies.StrictStop"}, "its arm is the threshold's, at no loss"
+
+
+def test_a_policy_of_ones_own_is_chosen_by_its_dotted_name():
+    chosen = Options.from_mapping({"policy": "lab.policies.Threshold", "max_loss": 128})
+    assert isinstance(chosen.make_policy(), Threshold) and isinstance(chosen.make_former().policy, Stopping)
+    assert Options.from_mapping(chosen.flat()) == chosen and chosen.for_rank(1).policy == "lab.policies.Threshold"
+    for name, said in (
+        ("lab.policies.Threshhold", "has no attribute 'Threshhold'"), ("nowhere.to.Be", "No module named 'nowhere'"), (".", "one of: never_stop"),
+        ("lab.policies.BatchState", "is no subclass of feather.policies.Policy"), ("os.path", "is no subclass"), ("lab.policies.", "one of: never_stop"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            Options(policy=name)
+        assert said in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="unknown option 'max_loss'"):
+        Options(max_loss=5)
 
 
 def test_names_of_options_are_not_given_twice(monkeypatch):
     class Again(AtMost):
-        settings = ThresholdSettings
+        settings = PlannerSettings
 
     with monkeypatch.context() as patch:
         patch.setitem(POLICIES, "again", Again)
-        with pytest.raises(ValueError, match="policies 'threshold' and 'again' both have an option 'max_loss': rename one"):
+        with pytest.raises(ValueError, match="policies 'planner' and 'again' both have an option 'ttft_slo': rename one"):
             Options()
 
     @dataclass(frozen=True)
@@ -112,15 +131,15 @@ def test_the_options_of_policies_are_not_given_in_one_piece():
 
 
 def test_a_policy_is_made_from_its_own_settings_and_the_common_options():
-    made = Options.from_mapping({"policy": "threshold", "chunk_size": 64, "max_loss": 128}).make_policy()
+    made = Options.from_mapping({"policy": "lab.policies.Threshold", "chunk_size": 64, "max_loss": 128}).make_policy()
     assert isinstance(made, Threshold) and (made.chunk_size, made.max_loss, made.min_batch) == (64, 128, 4)
     assert isinstance(Options.from_mapping({"policy": "never_stop"}).make_policy(), NeverStop), "nothing to guard"
 
 
 def test_a_network_is_named_or_a_file(tmp_path):
-    shipped = Options.from_mapping({"policy": "network", "network": "rtx-6000-ada-cascade"}).make_policy()
+    shipped = Options.from_mapping({"policy": "lab.policies.Network", "network": "rtx-6000-ada-cascade"}).make_policy()
     shipped.save(tmp_path / "copy.json")
-    copied = Options.from_mapping({"policy": "network", "network": str(tmp_path / "copy.json")}).make_policy()
+    copied = Options.from_mapping({"policy": "lab.policies.Network", "network": str(tmp_path / "copy.json")}).make_policy()
     assert copied.trained == shipped.trained
     with pytest.raises(ValueError, match="option network='h100' must name a file .*, or one of .*: rtx-6000-ada-cascade"):
-        Options.from_mapping({"policy": "network", "network": "h100"})
+        Options.from_mapping({"policy": "lab.policies.Network", "network": "h100"})

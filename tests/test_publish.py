@@ -36,15 +36,12 @@ def test_a_policy_is_told_by_its_class(monkeypatch):
 
         The rest is for readers of the code."""
 
-        commits = True
+        fills = False
 
     monkeypatch.setitem(POLICIES, "mine", Mine)
-    *_, threshold, mine = [row for row in policies_table().splitlines() if "threshold" in row or "mine" in row]
-    assert mine == '| `"mine"` | Stops on `Mondays`. | until the batch is gone | none |'
-    assert (
-        "| for one step; then it is asked again | `max_loss` (250 tokens): tokens of shared prefix that one admission may cost;"
-        in threshold
-    )
+    mine, threshold = [row for row in policies_table().splitlines() if "Threshold" in row or "mine" in row]
+    assert mine == '| `"mine"` | Stops on `Mondays`. | none |'
+    assert "| `max_loss` (250 tokens): tokens of shared prefix that one admission may cost;" in threshold
 
 
 def test_a_modelled_row_says_what_was_compared(checkout):

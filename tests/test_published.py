@@ -5,9 +5,10 @@ import math
 import pytest
 from toy import all_or_nothing, by_rows, closed_loop
 
-from feather.policies import BatchState, Step
+from feather.policies import Step
 from feather.request import Request
 from lab.engines.published import RULES, PlainTree, RadixCost, Rule, UpperConfidenceBandit, make_former
+from lab.policies import BatchState
 
 
 def state(size=20, loss=0, sharing=0):

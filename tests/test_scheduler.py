@@ -11,14 +11,14 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 
 from feather.hashing import hash_tokens
-from feather.policies import Policy
 from feather.vllm import FeatherScheduler
 from feather.vllm.prefix import prefix_path
 from lab.engines.arms import ARMS
 from lab.engines.study_scheduler import StudyScheduler
+from lab.policies import Stopping
 
 CHUNK = 32
-THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "lab.policies.Threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
 
 
@@ -135,7 +135,7 @@ def test_a_reset_of_the_prefix_cache_preempts_everyone_and_loses_nobody(tmp_path
 
 @pytest.mark.parametrize("chunk", [48, 1, 4096])
 def test_chunks_that_are_no_multiple_of_the_block_come_from_tokens(tmp_path, chunk):
-    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "threshold", "chunk_size": chunk})
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "lab.policies.Threshold", "chunk_size": chunk})
     driver = Driver(scheduler)
     driver.add(*requests(scheduler))
     assert len(driver.run().finished) == 12
@@ -246,8 +246,10 @@ def test_a_stop_does_not_hold_back_a_better_priority(tmp_path):
     assert "2.0" in driver.batches[-1]
 
 
-class Faulty(Policy):
+class Faulty(Stopping):
     """Behaves like a policy until its time has come."""
+
+    straggler_share = 0.3
 
     def __init__(self, rng, fault):
         self.left, self.fault = rng.randrange(60), fault
@@ -265,7 +267,7 @@ class Faulty(Policy):
 def test_a_policy_that_fails_loses_nothing(tmp_path_factory, seed):
     rng = random.Random(seed)
     fault = rng.choice(["raises", "raises", "takes too long"])
-    options = {**THRESHOLD, "straggler_share": 0.3, "decision_budget": 0.01 if fault == "takes too long" else 1.0}
+    options = {**THRESHOLD, "decision_budget": 0.01 if fault == "takes too long" else 1.0}
     scheduler = make_scheduler(FeatherScheduler, tmp_path_factory.getbasetemp(), blocks=rng.choice([26, 2000]), feather=options)
     scheduler.waiting.former.policy = Faulty(rng, fault)
     driver = Driver(scheduler, depth=rng.choice([1, 2]))

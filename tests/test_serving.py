@@ -12,7 +12,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_clients_that_stay_leave_and_err(tmp_path):
-    options = {"policy": "threshold", "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
+    options = {"policy": "lab.policies.Threshold", "chunk_size": 32, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0}
     arguments = ("--scheduler-cls", "feather.vllm.FeatherScheduler", "--additional-config", json.dumps({"feather": options}))
     with Server(tmp_path, "feather", arguments=arguments) as server:
         mix = {"serve": 0.7, "leave": 0.1, "nonsense": 0.1, "too long": 0.1}

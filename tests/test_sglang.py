@@ -28,13 +28,13 @@ from sglang_modelless import TODAY, Driver, make_request, make_scheduler, retrac
 
 from feather.hashing import hash_tokens
 from feather.options import Options
-from feather.policies import Policy
+from feather.policies import NeverStop
 from feather.sglang import install
 from feather.sglang.schedule_policy import FeatherSchedulePolicy, prompt_path
 from feather.vllm import FeatherScheduler
 
 CHUNK = 32
-THRESHOLD = {"policy": "threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+THRESHOLD = {"policy": "lab.policies.Threshold", "chunk_size": CHUNK, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
 NEVER_STOP = {"policy": "never_stop", "chunk_size": CHUNK}
 MODES = {
     "plain": {}, "chunked": {"chunked_prefill_size": 100}, "mixed": {"enable_mixed_chunk": True},
@@ -226,21 +226,21 @@ def test_a_stop_holds_back_no_better_priority():
     assert driver.starts[-1][0] == "2.better"
 
 
-class Failing(Policy):
+class Failing(NeverStop):
     def __init__(self, after):
         self.left = after
 
-    def decide(self, state):
+    def choose(self, *situation):
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("out of ideas")
-        return True
+        return super().choose(*situation)
 
 
-class Slow(Policy):
-    def decide(self, state):
+class Slow(NeverStop):
+    def choose(self, *situation):
         time.sleep(0.002)
-        return True
+        return super().choose(*situation)
 
 
 @pytest.mark.parametrize("policy", [Failing(0), Failing(7), Slow()], ids=["at once", "later", "too slow"])
@@ -256,12 +256,9 @@ def test_sglang_goes_on_by_itself_when_feather_fails(policy, monkeypatch, caplog
     assert [record for record in caplog.records if "Feather failed" in record.message] == caplog.records[:1]
 
 
-class Told(Policy):
+class Told(NeverStop):
     def __init__(self):
         self.steps = []
-
-    def decide(self, state):
-        return True
 
     def feedback(self, step):
         self.steps.append(step)
@@ -492,9 +489,9 @@ def test_the_schedulers_own_process_has_it_too(tmp_path):
         "    process.join()\n"
     )
     root = str(Path(__file__).parents[1])
-    environment = {"PYTHONPATH": root, "FEATHER_OPTIONS": '{"policy": "threshold"}', "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": root, "FEATHER_OPTIONS": '{"policy": "lab.policies.Threshold"}', "PATH": "/usr/bin:/bin"}
     found = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-2:] == ["FeatherAdder", "threshold"]
+    assert found.stdout.split()[-2:] == ["FeatherAdder", "lab.policies.Threshold"]
 
 
 @pytest.mark.parametrize("text, message", [("{", "is no JSON"), ("[1]", "must be a JSON object")])

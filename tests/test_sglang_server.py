@@ -59,7 +59,7 @@ def generate(folder, policy, options):
 
 def test_greedy_tokens_equal_those_of_fcfs_and_nothing_is_lost(tmp_path):
     trace = tmp_path / "trace.jsonl"
-    options = {"policy": "threshold", "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
+    options = {"policy": "lab.policies.Threshold", "chunk_size": 32, "min_batch": 2, "max_loss": 0, "max_loss_under_load": 0}
     options["trace"] = str(trace)
     stock, found = generate(tmp_path, "fcfs", {}), generate(tmp_path, "feather", options)
     assert [len(tokens) for tokens in found["tokens"]] == found["wanted"]

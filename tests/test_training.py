@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from feather.options import Options
-from feather.policies import BatchState, Network, NeverStop, StrictStop
+from feather.policies import NeverStop
 from lab.model.formation import Formation, Traffic
+from lab.policies import BatchState, Network, StrictStop
 from lab.train.env import ADD, STOP, BatchFormation, draw_traffic, make_world
 
 SMALL = Traffic(groups=3, prefix_tokens=2048, decode=(4, 40), max_batch=16, requests=90, in_system=48)
@@ -179,7 +180,7 @@ def test_an_exported_network_decides_as_the_librarys_own_does(world):
     import torch
     from stable_baselines3 import DQN
 
-    from feather.policies.network import features
+    from lab.policies.network import features
     from lab.train.training import export
 
     model = DQN("MlpPolicy", BatchFormation(world, wide=True), buffer_size=10, seed=1, device="cpu")
@@ -222,7 +223,7 @@ def damage(path, how):
 def test_a_file_that_cannot_be_used_is_told_and_serving_goes_on(tmp_path, caplog, how, message):
     path = tmp_path / "policy.json"
     a_network().save(path)
-    options = Options(policy="network", network=str(path))
+    options = Options(policy="lab.policies.Network", network=str(path))
     assert isinstance(options.make_policy(), Network)
     damage(path, how)
     with caplog.at_level(logging.WARNING, "feather"):
@@ -233,7 +234,7 @@ def test_a_file_that_cannot_be_used_is_told_and_serving_goes_on(tmp_path, caplog
 def test_a_missing_file_ends_the_start_up_with_its_name():
     for name in ("", "/nowhere/policy.json"):
         with pytest.raises(ValueError, match=f"option network='{name}' must name a file"):
-            Options.from_mapping({"policy": "network", "network": name})
+            Options.from_mapping({"policy": "lab.policies.Network", "network": name})
 
 
 def test_the_shipped_network_can_be_used():

@@ -1,4 +1,4 @@
-"""The interface of a stopping policy: what it sees, what it answers, and what it is told afterwards."""
+"""The interface of a policy: whom to admit next, when to stop filling the batch, and what it is told afterwards."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -10,40 +10,6 @@ from feather.cost import Load
 from feather.policies.checkpoint import read_checkpoint, write_checkpoint
 
 
-class BatchState(NamedTuple):
-    """The state in which one decision is made. Prefix depths are in chunks.
-
-    The first three fields are the paper's state. The fields after ``stragglers`` are filled in only for a ``wide`` policy.
-    """
-
-    batch_size: int
-    """b: requests in the batch so far, at least 1"""
-    tip_loss: int
-    """Δ: how much shared prefix the batch would lose by adding the candidate (tip depth before − after)"""
-    sharing: int
-    """w: waiting requests that share the batch's whole tip"""
-    waiting: int
-    """requests that wait, the candidate included"""
-    stragglers: int = 0
-    """requests of earlier batches that still run"""
-    tip: int = 0
-    """depth of the batch's shared-prefix tip"""
-    length: int = 0
-    """length of the candidate's own prefix, shared or not"""
-    oldest_wait: float = 0.0
-    """how long the oldest waiting request has waited, seconds"""
-    kv_use: float = 0.0
-    """share of the KV cache in use, 0 … 1"""
-
-
-class Decision(NamedTuple):
-    """A policy's answer in one state."""
-
-    state: BatchState
-    add: bool
-    """True: ADD, False: STOP"""
-
-
 class Step(NamedTuple):
     """One engine step that has run, as a policy is told of it."""
 
@@ -53,13 +19,8 @@ class Step(NamedTuple):
     """duration"""
     prefill_tokens: int = 0
     """prompt tokens computed; a step with prefill says nothing about decode throughput"""
-    decisions: tuple[Decision, ...] = ()
-    """the decisions that formed the batch. An ADD that cost shared prefix, and a STOP of a policy that ``commits``, count as long
-    as any request runs that was in the batch then; a STOP of any other policy counts for this step only"""
     contended: bool = True
     """whether there were more requests than fit, so that another decision would have made another step"""
-    alone: bool = True
-    """False while much of what ran were stragglers of earlier batches"""
     load: Load = Load()
     """what the batch held when the step was scheduled"""
     admitted: int = 0
@@ -81,8 +42,8 @@ class NoSettings:
 
 
 class Policy:
-    """When to stop filling the batch. A subclass answers ``decide``; one that learns overrides ``feedback``, ``learned`` and
-    ``restore`` too; one with options overrides ``settings`` and ``make``.
+    """Who joins the batch, and when it runs as it stands. A subclass answers ``choose``; one that learns overrides ``feedback``,
+    ``learned`` and ``restore`` too; one with options overrides ``settings`` and ``make``.
 
     The methods follow Stable-Baselines3's predict, learn, save and load, except that learning goes on while serving:
     ``feedback`` is called after every engine step.
@@ -94,15 +55,10 @@ class Policy:
     """the mark of its checkpoints; None: it learns nothing"""
     version: ClassVar[int] = 1
     """version of its checkpoints"""
-    wide: bool = False
-    """whether it looks at the wider state"""
-    fills: bool = False
-    """True while it never stops: the batch is then everything that runs, however mixed"""
-    commits: bool = False
-    """whether its STOP holds until the batch is gone (only requests that cost no shared prefix may join) and is judged by all
-    of that time; otherwise it is asked again in every step"""
-    plans: bool = False
-    """whether it chooses the request too, by ``choose``; otherwise the tree does, and it answers ``decide``"""
+    former: ClassVar[type | None] = None
+    """the kind of ``BatchFormer`` that it needs; None: that one itself"""
+    fills: bool = True
+    """False while it may stop a batch that is not full"""
 
     @classmethod
     def make(cls, settings: Any, common: CommonOptions) -> "Policy":
@@ -113,23 +69,20 @@ class Policy:
     def check(cls, settings: Any) -> None:
         """Raises ValueError for settings that can be seen to be wrong at start-up; called only if the policy is chosen."""
 
-    def decide(self, state: BatchState) -> bool:
-        """True: ADD the candidate. False: STOP and run the batch as it stands."""
-        raise NotImplementedError
-
     def arrived(self, tree: ChunkedHashTree, request_id: Hashable) -> None:
-        """A new request waits; only a policy that ``plans`` is told."""
+        """A new request waits."""
 
     def finished(self, request_id: Hashable, steps: int) -> None:
-        """A request has ended that ran for so many steps; only a policy that ``plans`` is told."""
+        """A request has ended that ran for so many steps; 0: it was withdrawn while it waited."""
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
-        """A scheduling step begins; only a policy that ``plans`` is told. ``max_wait``: seconds that a request may wait because of its prefix.
-        ``contended``: whether requests wait that are no burst."""
+        """A scheduling step begins. ``max_wait``: seconds that a request may wait because of its prefix. ``contended``: whether requests
+        wait that are no burst."""
 
-    def choose(self, tree: ChunkedHashTree, room: float, waited: float) -> Hashable | None:
-        """For a policy that ``plans``: the id of the waiting request to admit next, or None to run the batch as it stands. There is at least
-        one that waits. ``room``: requests that the batch can still take, at least 1. ``waited``: seconds that the oldest has."""
+    def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
+        """The id of the waiting request to admit next, or None to run the batch as it stands. There is at least one that waits. ``room``:
+        requests that the batch can still take. ``waited``: seconds that the oldest has waited. ``late``: whether it is more
+        than ``max_wait`` past its turn."""
         raise NotImplementedError
 
     def feedback(self, step: Step) -> None:

@@ -30,6 +30,8 @@ from lab.artifact import outputs, recorded
 from lab.artifact.gallery import gallery
 from lab.book import ROOT
 from lab.engines.arms import ARMS, SGLANG_ARMS, SOURCES
+from lab.policies import POLICIES as STOPPING
+from lab.policies import dotted
 from lab.studies.study import read
 from lab.studies.words import listed
 
@@ -266,21 +268,12 @@ def _together(names: tuple[str, ...]) -> str:
 
 
 def policies_table() -> str:
-    """The registered policies: what a user writes, the first paragraph of the class's docstring, how long a STOP holds, and the options."""
-    lines = ["| policy | what it does | how long a STOP holds | its own options |", "|---" * 4 + "|"]
-    for name, policy in POLICIES.items():
+    """Every policy: what a user writes, the first paragraph of the class's docstring, and the options."""
+    lines = ["| policy | what it does | its own options |", "|---" * 3 + "|"]
+    for name, policy in {**POLICIES, **{dotted(policy): policy for policy in STOPPING}}.items():
         first = " ".join((policy.__doc__ or "").partition("\n\n")[0].split()).replace("``", "`")
-        holds = (
-            "as its plan says"
-            if policy.plans
-            else "it never stops"
-            if policy.fills
-            else "until the batch is gone"
-            if policy.commits
-            else "for one step; then it is asked again"
-        )
         options = "; ".join(f"`{own.name}` ({_default(own)}): {own.metadata['help'].replace('``', '`')}" for own in fields(policy.settings))
-        lines.append(f'| `"{name}"` | {first} | {holds} | {options or "none"} |')
+        lines.append(f'| `"{name}"` | {first} | {options or "none"} |')
     return "\n".join(lines)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from feather.options import Options
 from feather.policies import POLICIES
+from lab import policies
+from lab.policies import dotted
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def known_groups(groups: int | None, refill: bool = True, largest: bool = False)
 
 
 # Chunks near the authors' 50 tokens, so that their five lost chunks are not rounded to none.
-_THRESHOLD = {"policy": "threshold", "chunk_size": 64}
+_THRESHOLD = {"policy": dotted(policies.Threshold), "chunk_size": 64}
+_BANDIT = {"policy": dotted(policies.Bandit)}
 _STRICT = {**_THRESHOLD, "min_batch": 1, "max_loss": 0, "max_loss_under_load": 0, "straggler_share": 0.0}
 # Without the limit on how long a request may be passed over, which the paper's system does not have.
 _PATIENT = {"max_wait": float("inf")}
@@ -76,11 +79,11 @@ ARMS = {
         Arm("Feather (threshold, patient)", "feather", _THRESHOLD | _PATIENT, "the same without a limit on waiting", _PAPER),
         Arm("Feather (threshold, patient, no floor)", "feather", _THRESHOLD | _PATIENT | {"min_batch": 1},
             "the same without the floor below which a batch takes whatever comes"),
-        Arm("Feather (bandit alone)", "feather", {"policy": "bandit"}, "learns when to stop, by a table over (b, Δ, w)", _PAPER),
-        Arm("Feather (bandit alone, patient)", "feather", {"policy": "bandit"} | _PATIENT, "the same without a limit on waiting"),
+        Arm("Feather (bandit alone)", "feather", _BANDIT, "learns when to stop, by a table over (b, Δ, w)", _PAPER),
+        Arm("Feather (bandit alone, patient)", "feather", _BANDIT | _PATIENT, "the same without a limit on waiting"),
         Arm("Feather (strict stop)", "feather", _STRICT, "order by the tree; a batch holds one group until it is gone"),
         Arm("arrival order, strict stop", "feather", {**_STRICT, "order": "arrival"}, "order of arrival; a batch holds one group until it is gone"),
-        Arm("Feather (SB3)", "feather", {"policy": "network", "network": "rtx-6000-ada-cascade"},
+        Arm("Feather (SB3)", "feather", {"policy": dotted(policies.Network), "network": "rtx-6000-ada-cascade"},
             "a network trained on a modelled GPU, so for studies of that one"),
         *(DISCIPLINES[f"oracle ({name})"] for name in ("stop", "stop, largest", "stop, gated", "stop, gated, largest", "order")),
         Arm("LPM", "radix", {"policy": "lpm"}, "longest cached prefix first"),
@@ -103,12 +106,12 @@ ARMS = {
 
 
 def of_policy(policy: str) -> Arm:
-    """Feather with a registered policy, under the policy's name."""
+    """Feather with one of its own policies, under the policy's name."""
     return Arm(f"Feather ({policy.replace('_', ' ')})", "feather", {"policy": policy}, f"the policy {policy!r}")
 
 
 def _of_other_policies() -> dict[str, Arm]:
-    """An arm for each registered policy that none above uses or is named after (strict stop's is the threshold rule at no loss)."""
+    """An arm for each of Feather's own policies that none above uses or is named after."""
     used = {arm.options.get("policy", Options().policy) for arm in ARMS.values()}
     others = [of_policy(policy) for policy in POLICIES if policy not in used]
     return {arm.name: arm for arm in others if arm.name not in ARMS}

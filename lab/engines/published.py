@@ -1,5 +1,5 @@
 """What the paper's authors published besides the paper: the rule of their vLLM pull request (42134), and the bandit and the two rules without
-learning of their replication package. In their words each stops on conditions that ``feather.policies.threshold`` and ``bandit`` only resemble.
+learning of their replication package. In their words each stops on conditions that ``lab.policies.threshold`` and ``bandit`` only resemble.
 
 They run over our tree and former, with everything of ours turned off that could overrule them: no stragglers, no limit on the
 wait, no bursts, no commitment, no guard.
@@ -10,10 +10,11 @@ from typing import Any
 
 from feather.cht import Candidate, ChunkedHashTree
 from feather.former import BatchFormer
-from feather.policies import BatchState, Policy, Step
+from feather.policies import Step
+from lab.policies import BatchState, Stopping, StoppingFormer
 
 
-class Published(Policy):
+class Published(Stopping):
     """Sees the candidate and the tree besides the state."""
 
     chunk_size = 50
@@ -97,7 +98,7 @@ class UpperConfidenceBandit(Published):
 RULES: dict[str, type[Published]] = {"rule": Rule, "bandit": UpperConfidenceBandit, "radix cost": RadixCost, "plain CHT": PlainTree}
 
 
-class _Former(BatchFormer):
+class _Former(StoppingFormer):
     policy: Published
 
     def question(self, candidate: Candidate) -> BatchState:
@@ -109,4 +110,4 @@ def make_former(rule: str, **engine: Any) -> tuple[BatchFormer, int]:
     """A batch former with one of ``RULES``, and the tokens per chunk of its tree. ``engine``: what only the engine knows, see
     ``BatchFormer``."""
     policy = RULES[rule]()
-    return _Former(policy, straggler_share=0.0, **engine), policy.chunk_size
+    return _Former(policy, **engine), policy.chunk_size

@@ -5,14 +5,14 @@ A law is the time of a step as a sum over what the batch holds, in milliseconds.
 anybody's guess, and no rule was tuned on them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from feather.cht import ChunkedHashTree
-from feather.former import BatchFormer
+from feather.former import make_former
 from feather.policies import Policy
 from feather.request import Request
 
@@ -137,7 +137,7 @@ class Play:
                  order: str = "cost", noise: float = 0.03, max_wait: float = 10.0, saturated_after: float = 8.0, sorted_rows: bool = False):  # fmt: skip
         self.now, self.law, self.load, self.noise, self.sorted_rows = 0.0, law, load, noise, sorted_rows
         self.batch = _at(load, 0.0).batch
-        self.former = BatchFormer(make(), order, 0.5, max_wait, saturated_after, self.batch, clock=lambda: self.now)
+        self.former = make_former(make(), order, max_wait, saturated_after, self.batch, clock=lambda: self.now)
         self.log: list[tuple[float, float, int, int]] = []
         """of each step: its end, its seconds, rows, groups"""
         self.came: dict[int, float] = {}
@@ -259,9 +259,6 @@ class Fixed(Policy):
     group may join for as long as it comes, otherwise only within the batch's first step. An empty batch begins with the largest group, or the
     oldest request. Nobody is too long passed over."""
 
-    fills = True
-    plans = True
-
     def __init__(self, gated: bool, refill: bool = False, largest: bool = True):
         self.gated, self.refill, self.largest = gated, refill, largest
         self._step, self._began = 0, -1
@@ -269,7 +266,7 @@ class Fixed(Policy):
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
         self._step += 1
 
-    def choose(self, tree: ChunkedHashTree, room: float, waited: float):
+    def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
         best = tree.find_best()
         assert best is not None
         if not tree.active:

@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from feather.former import BatchFormer
+from feather.former import make_former
 from feather.options import Options
 from feather.policies import Policy
 from feather.request import Request
@@ -62,7 +62,7 @@ class Formation:
     def __init__(self, steps: StepModel, traffic: Traffic, policy: Policy, seed: int, kv_tokens: float = float("inf"),
                  options: Options = PATIENT):  # fmt: skip
         self.steps, self.traffic, self.kv_tokens = steps, traffic, kv_tokens
-        self.former = BatchFormer(policy, options.order, options.straggler_share, options.max_wait, options.saturated_after, traffic.max_batch,
+        self.former = make_former(policy, options.order, options.max_wait, options.saturated_after, traffic.max_batch,
                                   lambda: self.now, lambda: self.kv_use)  # fmt: skip
         self.now = 0.0
         self.tokens = 0

@@ -27,8 +27,8 @@ CLIENTS = 2  # in closed loop, for each row of the batch
 POLICIES = {
     "FCFS": replace(PATIENT, order="arrival"),
     "Feather (never stop)": PATIENT,
-    "Feather (strict stop)": replace(PATIENT, policy="strict_stop"),
-    "Feather": replace(PATIENT, policy="bandit"),
+    "Feather (strict stop)": replace(PATIENT, policy="lab.policies.StrictStop"),
+    "Feather": replace(PATIENT, policy=Options.policy),
 }
 """Name → options of the scheduler. No request goes first because it has waited long."""
 

@@ -9,11 +9,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from feather.options import Options
-from feather.policies import POLICIES, Bandit, BatchState, Network, NeverStop, Policy
+from feather.policies import POLICIES, NeverStop, Policy
 from lab.engines.arms import of_policy
 from lab.figures import decisions as drawn
 from lab.figures.timelines import over_time as curves_over_time
 from lab.model.formation import Formation, Traffic
+from lab.policies import Bandit, BatchState, Network, Stopping, StrictStop, Threshold, dotted
 from lab.stats import Ratio, median_of, ratio
 from lab.studies.study import Study
 from lab.train.env import World, draw_traffic, make_world
@@ -33,8 +34,9 @@ NARROW, WIDE, FAIR = "narrow", "wide", "narrow, latency and unfairness"
 def rules(network: Network) -> dict[str, Callable[[], Policy]]:
     """The policies that are compared, by the names of their arms, each made anew for every run, since some learn. As in all of this file,
     no request is served out of turn for having waited long, and chunks have 512 tokens."""
-    alone = {BASE: "never_stop", "Feather (strict stop)": "strict_stop", "Feather (threshold)": "threshold", ALONE: "bandit"}
-    alone |= {of_policy(name).name: name for name in POLICIES if name not in (*alone.values(), "network")}
+    alone = {BASE: "never_stop", ALONE: dotted(Bandit)}
+    alone |= {f"Feather ({name})": dotted(rule) for name, rule in (("strict stop", StrictStop), ("threshold", Threshold))}
+    alone |= {of_policy(name).name: name for name in POLICIES if name not in alone.values()}
     made = {label: Options(policy=name).make_policy for label, name in alone.items()}
     return {**made, DEFAULT: Options().make_policy, SHIPPED: lambda: network}
 
@@ -201,7 +203,7 @@ def experienced(policy: Policy, world: World, workloads: int, seed: int) -> Poli
     return policy
 
 
-def decisions(policies: Mapping[str, Policy], batches: Sequence[int], losses: Sequence[int], sharing: Sequence[int], waiting: int,
+def decisions(policies: Mapping[str, Stopping], batches: Sequence[int], losses: Sequence[int], sharing: Sequence[int], waiting: int,
               ) -> pd.DataFrame:  # fmt: skip
     """Each policy's answer (``add``) over b × Δ × w, with columns of these names and policy."""
     states = [BatchState(b, loss, w, max(w + 1, waiting)) for w, loss, b in product(sharing, losses, batches)]

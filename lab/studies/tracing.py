@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from feather.cost import PRICES, Load
 from feather.policies import trace
 from lab.engines.arms import Arm
 from lab.figures import decisions as drawn
@@ -75,7 +76,7 @@ def read(name: str, out: str, path: str) -> Serving:
 
 def frame(steps: list[dict]) -> pd.DataFrame:
     """One row per step: t (s since the first), tokens, seconds, prefill, contended, burst, fills, throughput (tok/s)."""
-    table = pd.DataFrame(steps).drop(columns=["decisions", "told"], errors="ignore")
+    table = pd.DataFrame(steps).drop(columns=["decisions", "told", "load"], errors="ignore")
     table["t"] -= table["t"].iloc[0]
     return table.assign(throughput=table["tokens"] / table["seconds"])
 
@@ -112,6 +113,51 @@ def decided(serving: Serving) -> str:
         measured=serving.study.engine is not None,
     )
     return f"{len(costly)} decisions are drawn."
+
+
+@dataclass
+class Prices:
+    """What steps cost, as the planner had learned it by the end, and how far off its predictions were."""
+
+    table: pd.DataFrame
+    """by price: ms per unit, units in the mean step of the last third, ms of that step, share"""
+    errors: pd.DataFrame
+    """relative error of each step's prediction by the prices known before it: columns t, prefill (whether), error"""
+    setting: str
+
+    def __str__(self) -> str:
+        late = self.errors[self.errors["t"] >= self.errors["t"].iloc[-1] / 3]
+        typical = late.groupby("prefill")["error"].apply(lambda error: error.abs().median())
+        told = [
+            f"{typical[kind]:.1%} off where it {what}"
+            for kind, what in ((False, "only decodes"), (True, "computes prompts too"))
+            if kind in typical
+        ]
+        dearest = self.table["share"].idxmax()
+        return (
+            f"Most of a step is the price of *{dearest}*: {self.table['share'].max():.0%}. Before it ran, a step's time was predicted "
+            f"{' and '.join(told)} (median, the first third left out; {self.setting})."
+        )
+
+
+def prices(serving: Serving) -> Prices | None:
+    """None for a trace without prices: of another policy, or before anything was learned."""
+    lines = [line for line in serving.lines if line.get("load", [0])[0] and any(name.startswith("price_") for name in line["told"])]
+    lines = [line for line in lines if any(line["told"][f"price_{name}"] for name in PRICES)]
+    if not lines:
+        return None
+    amounts = pd.DataFrame([Load(*line["load"]).amounts(line["prefill"]) for line in lines], columns=PRICES)
+    known = pd.DataFrame([[line["told"][f"price_{name}"] for name in PRICES] for line in lines], columns=PRICES)
+    seconds = pd.Series([line["seconds"] for line in lines])
+    errors = pd.DataFrame({
+        "t": [line["t"] - serving.lines[0]["t"] for line in lines],
+        "prefill": [line["prefill"] > 0 for line in lines],
+        "error": (amounts * known).sum(axis=1) / seconds - 1,
+    })  # fmt: skip
+    each, typical = known.iloc[-1], amounts.iloc[-(len(lines) // 3 or 1) :].mean()
+    cost = each * typical
+    table = pd.DataFrame({"ms each": 1e3 * each, "in a step": typical, "ms of a step": 1e3 * cost, "share": cost / cost.sum()})
+    return Prices(table.rename(index=lambda name: name.replace("_", " ")), errors, serving.setting)
 
 
 def _drove(steps: pd.DataFrame) -> float:

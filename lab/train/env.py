@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from feather.options import Options
-from feather.policies import BatchState, Policy
-from feather.policies.network import NARROW, features
 from lab.llm import LLAMA_3_8B, TINY_LLAMA
 from lab.model import calibration
 from lab.model.formation import PATIENT, Formation, Traffic
 from lab.model.hardware import DEVICES, MEMORY_SHARE
 from lab.model.steptime import StepModel
+from lab.policies import BatchState, Stopping
+from lab.policies.network import NARROW, features
 
 STOP, ADD = 0, 1
 _CPU_KV_BYTES = 4 * 2**30  # the studies' kv_gib
@@ -74,7 +74,7 @@ class _Question(Exception):
     """Raised out of the former by the policy that has no answer yet."""
 
 
-class _Asker(Policy):
+class _Asker(Stopping):
     commits = True
 
     def __init__(self, wide: bool):

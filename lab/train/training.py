@@ -1,6 +1,6 @@
 """Train a stopping policy with Stable-Baselines3: ``python -m lab.train --device rtx-6000-ada --kernel cascade --out FILE``.
 
-Writes the policy as plain weights (``feather.policies.network``), with what it was trained on and what came of it. The same options
+Writes the policy as plain weights (``lab.policies.network``), with what it was trained on and what came of it. The same options
 give the same policy.
 
 Deep Q-learning (Mnih et al., Nature 2015), since the situations in which stopping pays are rare and reached only by those who first add:
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from feather.options import Options
-from feather.policies import Network, Policy
+from feather.policies import NeverStop, Policy
 from lab.model.formation import Formation
+from lab.policies import Network, StrictStop
 from lab.train.env import ADD, STOP, BatchFormation, World, draw_traffic, make_world
 
 LAYERS = (32, 32)
@@ -70,7 +70,7 @@ def train(training: Training, world: World | None = None, tried_on: int = TRIED_
                 learning_starts=min(1000, training.steps // 2), gamma=0.9, train_freq=4, gradient_steps=4,
                 target_update_interval=500, exploration_fraction=0.4, policy_kwargs=shape, seed=training.seed, device="cpu")  # fmt: skip
     policies = {"before": export(model, training.wide)}
-    policies |= {name.replace("_", " "): Options(policy=name).make_policy() for name in ("never_stop", "strict_stop")}
+    policies |= {"never stop": NeverStop(), "strict stop": StrictStop()}
     tried = {name: trial(policy, world, tried_on) for name, policy in policies.items()}
     with tqdm(total=training.steps, desc="training", unit="decision", disable=not progress) as bar:
         episodes: list[tuple[int, float]] = []

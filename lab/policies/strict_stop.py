@@ -1,9 +1,9 @@
 """Strict stop: the other extreme, for comparison."""
 
-from feather.policies.base import BatchState, Policy
+from lab.policies.stopping import BatchState, Stopping
 
 
-class StrictStop(Policy):
+class StrictStop(Stopping):
     """Stops as soon as the candidate would cost any shared prefix at all; for comparison."""
 
     commits = True

@@ -1,9 +1,11 @@
 """An online contextual bandit over (b, Δ, w): a table of decode throughput per context and action."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from feather.policies.base import BatchState, Policy, Step
+from feather.policies import Step
+from lab.policies.stopping import BatchState, Decision, Stopping
 
 Context = tuple[int, int, int]
 
@@ -31,7 +33,7 @@ def context(state: BatchState) -> Context:
 
 
 @dataclass
-class Bandit(Policy):
+class Bandit(Stopping):
     """Adds or stops, whichever has given the higher decode throughput in this context. It learns while serving.
 
     A candidate that costs no shared prefix is always added. A STOP holds until its batch is gone. With unequal decode lengths
@@ -67,11 +69,11 @@ class Bandit(Policy):
     def _promise(self, outcome: Outcome) -> float:
         return outcome.throughput if outcome.steps >= self.trial else self._best
 
-    def feedback(self, step: Step) -> None:
+    def judge(self, step: Step, decisions: Sequence[Decision], alone: bool) -> None:
         if step.prefill_tokens:
             return
-        for state, add in step.decisions:
-            if not (add or step.alone):
+        for state, add in decisions:
+            if not (add or alone):
                 continue  # if it is slow, then because of requests that an earlier ADD has left
             outcome = self.table.setdefault(context(state), {False: Outcome(), True: Outcome()})[add]
             outcome.tokens += step.tokens

@@ -8,25 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from feather.policies.base import BatchState, CommonOptions, Policy
+from feather.policies.base import CommonOptions
 from feather.policies.checkpoint import read_checkpoint, write_checkpoint
 from feather.settings import setting
+from lab.policies.stopping import BatchState, Stopping
 
 KIND, VERSION = "feather network", 1
 NARROW = 3  # fields of BatchState: b, Δ, w
 
 # Counts become 1 at 1023, the wait at 60 s, the share of the KV cache at 1.
 _SCALE = 1 / np.log1p([1023, 1023, 1023, 1023, 1023, 1023, 1023, 60, 1])
-_TRAINED = files("feather.policies") / "trained"
+_TRAINED = files("lab.policies") / "trained"
 
 
 def trained_names() -> list[str]:
-    """Names of the networks that come with the package."""
+    """Names of the networks that are kept here."""
     return sorted(file.name.removesuffix(".json") for file in _TRAINED.iterdir() if file.name.endswith(".json"))
 
 
 def find_network(name_or_path: str) -> Path | Traversable | None:
-    """The file of a network that comes with the package, by its name, or of any other, by its path; None if there is none."""
+    """The file of a network that is kept here, by its name, or of any other, by its path; None if there is none."""
     if name_or_path in trained_names():
         return _TRAINED / f"{name_or_path}.json"
     path = Path(name_or_path).expanduser()
@@ -42,10 +43,10 @@ def features(state: BatchState, wide: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    network: str = setting("", "file that ``lab.train`` has written, or the name of a network that comes with Feather")
+    network: str = setting("", "file that ``lab.train`` has written, or the name of one that is kept with it")
 
 
-class Network(Policy):
+class Network(Stopping):
     """A small neural network decides, trained beforehand (``lab.train``) for one device and attention kernel.
 
     It adds the candidate if the one output of the last layer is at least 0. ReLU between the layers. It learns nothing while
@@ -81,7 +82,7 @@ class Network(Policy):
         if find_network(settings.network) is None:
             raise ValueError(
                 f"option network={settings.network!r} must name a file that python -m lab.train has written, or one of the networks "
-                f"that come with Feather: {', '.join(trained_names())}"
+                f"that are kept here: {', '.join(trained_names())}"
             )
 
     @classmethod

@@ -1,0 +1,92 @@
+"""What comes: which prefixes how often, how long their requests run, and how deep they share. Learned while serving."""
+
+import math
+from collections import deque
+from collections.abc import Hashable
+from typing import Any
+
+from feather.cht import ChunkedHashTree
+from feather.rehearsal import Scene
+
+_PREFIXES = 64  # told apart in a scene; rarer ones count as shared with nobody
+_UNKNOWN = tuple(range(20, 200, 12))  # steps that requests run for, before any has ended
+_RARE = 0.02  # share of the arrivals, up to which prefixes besides the most frequent one do not matter
+_LATEST = 400  # arrivals, or four queues' worth, over which prefixes are counted
+
+
+class Traffic:
+    """Counts of what has come of late, and the ``Scene`` that they make."""
+
+    def __init__(self) -> None:
+        self.common = 0.0
+        """mean depth that all prefixes have in common, chunks"""
+        self._arrivals: dict[Hashable, float] = {}  # by prefix, faded
+        self._came = 0.0
+        self._depth = self._length = 0.0  # means: of a prefix, of a path
+        self._prefix_of: dict[Hashable, Hashable] = {}  # of the requests that wait or run
+        self._lifetimes: dict[Hashable, deque[int]] = {}  # by prefix: steps that its latest requests ran for
+        self._latest: deque[int] = deque(maxlen=128)  # the same of any prefix
+        self._prompt_tokens = 0.0  # computed per request
+        self._admitted = 0
+
+    @property
+    def knows_lifetimes(self) -> bool:
+        return bool(self._latest)
+
+    @property
+    def varied(self) -> bool:
+        """Whether several prefixes come, each again and again: otherwise all ways to form batches are one."""
+        often = sorted(count for count in self._arrivals.values() if count >= 2)
+        return len(often) > 1 and sum(often[:-1]) > _RARE * self._came
+
+    def arrived(self, tree: ChunkedHashTree, request_id: Hashable) -> None:
+        branch, mark = tree.branch_of(request_id), tree.mark_of(request_id)
+        # A prefix shows with its second request; its first one was taken to share with nobody.
+        self._arrivals[mark] = self._arrivals.get(mark, float(mark != request_id)) + 1
+        self._came += 1
+        self._prefix_of[request_id] = mark
+        if self._came > max(_LATEST, 4 * len(tree.waiting)):
+            self._came /= 2
+            self._arrivals = {mark: count / 2 for mark, count in self._arrivals.items() if count > 0.5}
+            self._lifetimes = {mark: each for mark, each in self._lifetimes.items() if mark in self._arrivals}
+        step = 1 / min(100, self._came)
+        self._depth += step * (branch.depth - self._depth)
+        self._length += step * (tree.length_of(request_id) - self._length)
+
+    def finished(self, request_id: Hashable, steps: int) -> None:
+        mark = self._prefix_of.pop(request_id, None)
+        if steps > 0:
+            self._latest.append(steps)
+        if steps > 0 and mark in self._arrivals:
+            self._lifetimes.setdefault(mark, deque(maxlen=32)).append(steps)
+
+    def admitted(self, count: int, prefill_tokens: int) -> None:
+        """So many requests began in a step that computed so many prompt tokens."""
+        self._admitted += count
+        weight = min(1.0, count / min(self._admitted, 200))
+        self._prompt_tokens += weight * (prefill_tokens / count - self._prompt_tokens)
+
+    def scene(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> Scene:
+        """As it is now; whoever plays order of arrival through finds its ``fair_wait``."""
+        often = [mark for mark, count in self._arrivals.items() if count >= 2]
+        often = sorted(often, key=self._arrivals.__getitem__, reverse=True)[:_PREFIXES]
+        shares = tuple(self._arrivals[mark] / self._came for mark in often)
+        others = tuple(self._latest) or _UNKNOWN
+        lifetimes = tuple(tuple(self._lifetimes.get(mark, ())) or others for mark in often)
+        requests = len(tree.active) + len(tree.waiting)
+        return Scene(
+            int(min(max_batch, requests)), requests, shares, lifetimes, others,
+            min(self.common, self._depth), self._depth, self._length, self._prompt_tokens, float("inf"), max_wait,
+        )  # fmt: skip
+
+    def learned(self) -> dict[str, Any]:
+        """What outlives the server: other prefixes may come to the next."""
+        return {"lifetimes": list(self._latest), "prompt_tokens": self._prompt_tokens}
+
+    def restore(self, learned: dict[str, Any]) -> None:
+        """Raises ValueError, KeyError or TypeError for what ``learned`` has not made; nothing is changed then."""
+        lifetimes, prompt_tokens = [int(steps) for steps in learned["lifetimes"]], float(learned["prompt_tokens"])
+        if min(lifetimes, default=1) < 1 or not 0 <= prompt_tokens < math.inf:
+            raise ValueError("its requests ran for less than a step, or had fewer than no prompt tokens")
+        self._latest.extend(lifetimes)
+        self._prompt_tokens = prompt_tokens
