@@ -1,7 +1,7 @@
 """What row order and shared-prefix attention are worth on this CPU: ``python -m benchmarks.attention [--json] [--only layer,steady,...]``.
 
 One layer by itself, then vLLM's real engine: in steady state (closed loop of 64 clients, decode 16 to 48 tokens, the transient cut), with a full
-queue (128 requests at once), one stranger among 32 requests, with nothing shared, with short prefixes, and with the questions on L-Eval's documents asked together
+queue (128 requests at once), one stranger among 32 requests, from a cold prefix cache, with nothing shared, with short prefixes, and with the questions on L-Eval's documents asked together
 (where ``FEATHER_DATA`` has them). 8 groups of 8 000 tokens, batch 32, prefixes in the cache. Arms and kernels are interleaved in each repeat; ratios are
 medians over repeats, each with its 95 % bootstrap interval.
 """
@@ -34,6 +34,7 @@ from lab.studies.datasets import Reading
 from lab.workloads import Workload, even_sizes, grouped, make_prefixes
 
 GROUPS, PREFIX, BATCH, CLIENTS = 8, 8000, 32, 64
+FIRST = "tokens in the first second after the last prompt"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Cell(Rung):
         return f"{self.workload}, {self.rung}"
 
 
-STOPPING = ("Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
+STOPPING = ("Feather", "Feather (strict stop)", "Feather (bandit alone)", "oracle (stop)")
 CELLS = {
     "steady": [
         Cell("FCFS", "paged"),
@@ -77,6 +78,7 @@ CELLS = {
     ],
 }
 
+CELLS["cold"] = [Cell("FCFS", kernel, workload="from cold") for kernel in ("paged", "packed")]
 CELLS["documents"] = [
     Cell(arm, kernel, workload="documents")
     for arm, kernel in (("FCFS", "paged"), ("FCFS", "packed"), ("Feather (never stop)", "paged"), ("Feather (never stop)", "packed"))
@@ -106,6 +108,7 @@ def workloads(requests: int, rng_seed: int) -> dict[str, Callable[[], Workload]]
         "1 strangers": lambda: grouped(prefixes[:2], [BATCH - 1, 1], rng_seed, decode_tokens=64),
         "unshared": lambda: grouped(single, [1] * BATCH, rng_seed, decode_tokens=96),
         "short prefixes": lambda: grouped(short, even_sizes(128, GROUPS), rng_seed, decode_tokens=96),
+        "from cold": lambda: replace(grouped(prefixes[:1], [BATCH], rng_seed, decode_tokens=64), warm=False),
         "documents": lambda: reading().workload(rng_seed, next(_SALTS)),
     }
 
@@ -272,6 +275,9 @@ def measure(engine, cells: list[Cell], requests: int, repeats: int) -> dict[Cell
 
 def _told(cell: Cell, run: Run) -> dict[str, float]:
     whole = {name: value for name, (value, _) in run.metrics().items()}
+    if cell.workload == "from cold":
+        begin = run.step_times[run.prefill_tokens > 0].max()
+        whole[FIRST] = float(((run.token_times > begin) & (run.token_times <= begin + 1)).sum())
     if cell.workload != "steady":
         return whole
     return {name: value for name, (value, _) in steady(run).metrics().items()}
@@ -306,7 +312,7 @@ def run(only: str, requests: int, repeats: int) -> dict:
         engine.run(made["full queue"](), ARMS["FCFS"])
     found = measure(engine, cells, requests, repeats)
     kept = ("throughput", "decode throughput", "decode step", "mean batch", "groups per batch", "like neighbours", "stopped",
-            "cascade steps", "time to first token, p99", "time to first token, median", "throughput, half width", "begin")  # fmt: skip
+            "cascade steps", FIRST, "time to first token, p99", "time to first token, median", "throughput, half width", "begin")  # fmt: skip
     result["cells"] = {
         cell.name: {metric: median_of([run[metric] for run in runs])._asdict() for metric in kept if metric in runs[0]}
         for cell, runs in found.items()
@@ -357,6 +363,8 @@ def _ratios(found: dict[Cell, list[dict[str, float]]]) -> dict:
         told[f"{key}_rows_sorted"] = over(replace(plain, sorted_rows=True), plain, "decode throughput")
         for kernel in ("cascade", "packed"):
             told[f"{key}_{kernel}"] = over(replace(plain, kernel=kernel), plain, "decode throughput")
+    cold = Cell("FCFS", "paged", workload="from cold")
+    told["from_cold_first_second_packed"] = over(replace(cold, kernel="packed"), cold, FIRST)
     asked = Cell("FCFS", "paged", workload="documents")
     for name, one in (
         ("fcfs", replace(asked, kernel="packed")),

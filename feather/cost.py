@@ -31,6 +31,7 @@ _EARLY = 30  # observations, within which the prices are found anew after each
 _EVERY = 4  # observations between two searches later on
 _HUBER = 3.0  # noise levels, beyond which an error counts less
 _LEAST_NOISE = 0.02
+_KEPT = 10.0  # steps' worth of the past that is kept when prices have changed
 _BIAS = 12  # steps over which a one-sided error shows that prices have changed
 
 
@@ -107,6 +108,7 @@ class StepCost:
         """times that the prices were taken to have changed"""
         self._information = np.zeros((_COUNT, _COUNT))
         self._moment = np.zeros(_COUNT)
+        self._weight = 0.0  # steps that they hold
         self._prices = [0.0] * _COUNT
         self._bias = 0.0
         self._since_change = 0
@@ -155,6 +157,7 @@ class StepCost:
         amounts /= seconds  # so that the error is relative
         self._information = keep * self._information + weight * np.outer(amounts, amounts)
         self._moment = keep * self._moment + weight * amounts
+        self._weight = keep * self._weight + weight
         self.steps += 1
         if self.steps <= _EARLY or self.steps % _EVERY == 0:
             self._fit()
@@ -164,8 +167,10 @@ class StepCost:
         self._bias += (error - self._bias) / _BIAS
         self._since_change += 1
         if self._since_change > 2 * _BIAS and abs(self._bias) > max(0.1, 1.5 * self.noise):
-            self._information *= 0.05
-            self._moment *= 0.05
+            keep = min(0.05, _KEPT / max(_KEPT, self._weight))
+            self._information *= keep
+            self._moment *= keep
+            self._weight *= keep
             self._since_change = 0
             self._bias = 0.0
             self.changes += 1
@@ -180,7 +185,7 @@ class StepCost:
         """What JSON can hold; ``restore`` takes it back."""
         return {
             "information": self._information.tolist(), "moment": self._moment.tolist(), "prices": list(self._prices),
-            "noise": self.noise, "steps": self.steps,
+            "noise": self.noise, "steps": self.steps, "weight": self._weight,
         }  # fmt: skip
 
     def restore(self, learned: dict[str, Any]) -> None:
@@ -191,5 +196,12 @@ class StepCost:
             raise ValueError(f"it holds {len(prices)} prices instead of {_COUNT}")
         if not (np.isfinite(information).all() and np.isfinite(moment).all() and min(prices) >= 0 and math.isfinite(sum(prices))):
             raise ValueError("its prices must be finite and not negative")
-        noise, steps = float(learned["noise"]), int(learned["steps"])
-        self._information, self._moment, self._prices, self.noise, self.steps = information, moment, prices, noise, steps
+        noise, steps, weight = float(learned["noise"]), int(learned["steps"]), float(learned.get("weight", learned["steps"]))
+        self._information, self._moment, self._prices, self.noise, self.steps, self._weight = (
+            information,
+            moment,
+            prices,
+            noise,
+            steps,
+            weight,
+        )

@@ -11,6 +11,7 @@ from feather.rehearsal import Scene
 _PREFIXES = 64  # told apart in a scene; rarer ones count as shared with nobody
 _UNKNOWN = tuple(range(20, 200, 12))  # steps that requests run for, before any has ended
 _RARE = 0.02  # share of the arrivals, up to which prefixes besides the most frequent one do not matter
+_HORIZON = 30.0  # seconds of serving, after which an arrival has faded to 1/e in the rate
 _LATEST = 400  # arrivals, or four queues' worth, over which prefixes are counted
 
 
@@ -28,6 +29,14 @@ class Traffic:
         self._latest: deque[int] = deque(maxlen=128)  # the same of any prefix
         self._prompt_tokens = 0.0  # computed per request
         self._admitted = 0
+        self._recent = self._seconds = 0.0  # arrivals and seconds of serving, faded
+
+    @property
+    def offered(self) -> float:
+        """Tokens per second that the requests of late ask for; 0 before any has ended."""
+        if not (self._seconds and self._latest):
+            return 0.0
+        return self._recent / self._seconds * sum(self._latest) / len(self._latest)
 
     @property
     def knows_lifetimes(self) -> bool:
@@ -44,6 +53,7 @@ class Traffic:
         # A prefix shows with its second request; its first one was taken to share with nobody.
         self._arrivals[mark] = self._arrivals.get(mark, float(mark != request_id)) + 1
         self._came += 1
+        self._recent += 1
         self._prefix_of[request_id] = mark
         if self._came > max(_LATEST, 4 * len(tree.waiting)):
             self._came /= 2
@@ -59,6 +69,11 @@ class Traffic:
             self._latest.append(steps)
         if steps > 0 and mark in self._arrivals:
             self._lifetimes.setdefault(mark, deque(maxlen=32)).append(steps)
+
+    def passed(self, seconds: float) -> None:
+        """So many seconds of serving have passed."""
+        keep = math.exp(-seconds / _HORIZON)
+        self._recent, self._seconds = keep * self._recent, keep * self._seconds + seconds
 
     def admitted(self, count: int, prefill_tokens: int) -> None:
         """So many requests began in a step that computed so many prompt tokens."""

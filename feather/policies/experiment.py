@@ -29,9 +29,13 @@ class Experiment:
         self._pressed = 0  # steps in a row that left half as many waiting as run
 
     @property
+    def over(self) -> bool:
+        return self.stage == OVER
+
+    @property
     def runs(self) -> bool:
-        """Whether it is not over."""
-        return self.stage < OVER
+        """Whether it decides who joins: it has begun and is not over."""
+        return self.begun and not self.over
 
     @property
     def mixes(self) -> bool:
@@ -74,9 +78,7 @@ class Experiment:
         return None
 
     def ran(self, step: Step, usual: float) -> None:
-        """A step has run; ``usual``: throughput outside of experiments, tok/s, or 0."""
-        if not self.begun:
-            return
+        """A step of it has run; ``usual``: throughput outside of experiments, tok/s, or 0."""
         self._steps += not step.prefill_tokens
         self.lost += step.seconds - step.tokens / usual if usual else 0.0
 

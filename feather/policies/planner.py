@@ -18,8 +18,13 @@ _PLAYS = 1000  # steps that are played through per second of serving: each takes
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
-_RAREST = 120.0  # seconds without a batch of one prefix, after which an experiment makes one, and
-_RARER = 15.0  # without a mixed one, which is cheaper to make
+_RAREST = 120.0  # seconds without a batch of one prefix, after which an experiment makes one
+_RARER, _PROBE = (
+    15.0,
+    0.125,
+)  # seconds without a mixed one, after which the next prefix begins beside so many of the last rows, as a share of its own
+_CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
+_QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
 _BUDGET = 0.015  # share of the time that experiments may lose
 
 
@@ -78,6 +83,8 @@ class Planner(Policy):
         self._entering: Hashable | None = None  # prefix that was let in during the present step
         self._held: dict[Hashable, None] = {}  # prefixes of the batch, and some that have gone
         self._last: Hashable = None  # prefix that was let in last
+        self._is_calm = False
+        self._pressed = math.inf  # seconds since nobody had to wait; a first queue has no such moment
         self._forming = True  # whether the batch was empty when this step began
 
     @classmethod
@@ -87,7 +94,13 @@ class Planner(Policy):
     @property
     def fills(self) -> bool:  # type: ignore[override]
         """Whether the batch is always filled at present."""
-        return not self.experiment.runs and self.plan in (ARRIVAL, RELATIVES)
+        return self._is_calm or not self.experiment.runs and self.plan in (ARRIVAL, RELATIVES)
+
+    @property
+    def calm(self) -> bool:
+        """Whether order of arrival keeps up with what comes, although a queue has built up: to overtake would gain nothing but tails."""
+        capacity = self.rates.get(ARRIVAL.name, 0.0)
+        return self._pressed < _QUIET and self.traffic.offered < _CALM * capacity
 
     # -- the decision --------------------------------------------------------------------------------------------------
 
@@ -100,10 +113,10 @@ class Planner(Policy):
 
     def _chosen(self, tree: ChunkedHashTree, room: float, gone: float) -> Hashable | None:
         """``gone``: share of the oldest request's patience that is used up."""
-        if gone >= 1 or self._unheard > _UNHEARD:
+        if gone >= 1 or self._is_calm or self._unheard > _UNHEARD:
             return tree.oldest()
         if self.experiment.runs:
-            return self.experiment.choose(tree, self._last) if self.experiment.begun else tree.oldest()
+            return self.experiment.choose(tree, self._last)
         if self.plan == ARRIVAL or self.plan == RELATIVES and gone > 0.5:
             return tree.oldest()
         if self.plan == RELATIVES:
@@ -126,8 +139,10 @@ class Planner(Policy):
         return fresh.request_id if self._joins_the_last(tree, room, fresh) else None
 
     def _joins_the_last(self, tree: ChunkedHashTree, room: float, fresh: Branch) -> bool:
-        """Whether the next batch may begin beside the last rows of the one before."""
+        """Whether the next batch may begin beside the last rows of the one before: where that is cheaper, or to see what it costs."""
         load, count = tree.load(), min(fresh.waiting, room)
+        if self._since > _RARER and load.rows <= _PROBE * count:
+            return True
         apart = self.cost.seconds(load) + self.cost.seconds(tree.load_alone(fresh, count))
         return may_join(load.rows, count, self.cost.seconds(tree.load_with(fresh, count)), apart)
 
@@ -139,10 +154,13 @@ class Planner(Policy):
         if len(self._held) > 2 * len(tree.active) + 8:
             self._held = {prefix: None for prefix in self._held if tree.runs(prefix)}
         if not contended:
+            self._pressed = 0.0
+        self._is_calm = self.calm
+        if not contended or self._is_calm:
             return
         load, experiment = tree.load(), self.experiment
-        if experiment.runs:
-            if experiment.begun and experiment.mixes and prefixes(load) > 1:
+        if not experiment.over:
+            if experiment.runs and experiment.mixes and prefixes(load) > 1:
                 self.traffic.common = load.tip
             if experiment.begin_step(tree, max_batch, self.traffic.varied):
                 self._since = 0.0
@@ -152,8 +170,10 @@ class Planner(Policy):
             self._plan_at_once(tree, max_batch, max_wait)
         if prefixes(load) > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
-        if self.cost.changes > self._changes or self._since > max(_RARER if self.plan.prefixes else _RAREST, experiment.lost / _BUDGET):
-            self._changes = self.cost.changes
+        # A surprise in what the plan does not show, a mixed step of a plan that takes one prefix at a time, has taught what an experiment would.
+        changed = self.cost.changes > self._changes and is_pure(load) == (self.plan.prefixes == 1)
+        self._changes = self.cost.changes
+        if changed or not self.plan.prefixes and self._since > max(_RAREST, experiment.lost / _BUDGET):
             self._worth.clear()
             self.experiments += 1
             experiment.restart()
@@ -227,6 +247,8 @@ class Planner(Policy):
             return
         self._unheard = 0
         self.cost.observe(step.load, step.seconds, step.prefill_tokens)
+        self.traffic.passed(step.seconds)
+        self._pressed += step.seconds
         self._since += step.seconds
         self._rested += step.seconds
         self._owed += step.seconds * _PLAYS
