@@ -52,7 +52,7 @@ class Beside:
         self._memory = Memory(options.checkpoint, logger)
         self._memory.recall(former.policy)
         self._steps: deque[tuple[Formed | None, float, int]] = deque(maxlen=_MOST)  # in flight: formed, start, prompt tokens
-        self._last_result = float("-inf")
+        self._last_result, self._busy = float("-inf"), False  # whether anybody was left to serve then
         self._report = Report(options.chunk_size)
         self._metrics: dict[str, Any] = {}
 
@@ -82,11 +82,11 @@ class Beside:
             return
         tokens = sum(len(request.output_ids) for request in requests) - before
         (formed, start, prefill_tokens), now = self._steps.popleft(), self.now()
-        # With overlap a step is scheduled while the one before it runs, so its time begins at the later of the two moments.
-        seconds = now - max(start, self._last_result)
-        self._last_result = now
+        # What the engine does between two steps delays tokens as well; after an idle moment a step's time begins with the step.
+        seconds = now - (self._last_result if self._busy else max(start, self._last_result))
+        self._last_result, self._busy = now, bool(self.scheduler.waiting_queue or self.running())
         self.policy.ran(formed, tokens, seconds, prefill_tokens)
-        self._memory.keep(self.policy.former.policy, idle=not (self.scheduler.waiting_queue or self.running()))
+        self._memory.keep(self.policy.former.policy, idle=not self._busy)
         self._tell(self.policy.admission)
 
     def failed(self, failure: str) -> None:

@@ -93,10 +93,11 @@ class FeatherScheduler(AsyncScheduler):
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> dict[int, EngineCoreOutputs]:
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        ran = self._steps.ran(scheduler_output, outputs)
+        busy = self.has_unfinished_requests()
+        ran = self._steps.ran(scheduler_output, outputs, busy)
         if ran is not None and self._is_feather(self.waiting):
             self.waiting.ran(*ran)
-            self._memory.keep(self.waiting.former.policy, idle=not self.has_unfinished_requests())
+            self._memory.keep(self.waiting.former.policy, idle=not busy)
         return outputs
 
     def shutdown(self) -> None:

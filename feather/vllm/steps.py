@@ -21,29 +21,31 @@ class Ran(NamedTuple):
 
 
 class StepsInFlight:
-    """Steps that were scheduled and have no result yet. With async scheduling a step is scheduled before the result of the step
-    before it arrives, so its time runs from the later of two moments: its own start, and that result."""
+    """Steps that were scheduled and have no result yet.
+
+    While anybody is left to serve, a step's time runs from the result of the step before: what the engine does between two steps delays
+    tokens as well, and many small steps have much of it. After an idle moment it runs from the step's own start."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
         self._formed: dict[int, tuple[SchedulerOutput, Any, float]] = {}
-        self._last_result = float("-inf")
+        self._last_result, self._busy = float("-inf"), False  # whether anybody was left to serve then
 
     def formed(self, output: SchedulerOutput, formed: Any, start: float) -> None:
         if len(self._formed) == _MOST:
             self._formed.clear()
         self._formed[id(output)] = output, formed, start
 
-    def ran(self, output: SchedulerOutput, results: dict[int, EngineCoreOutputs]) -> Ran | None:
-        """None for a step that Feather did not form."""
-        now, before = self._clock(), self._last_result
-        self._last_result = now
+    def ran(self, output: SchedulerOutput, results: dict[int, EngineCoreOutputs], busy: bool) -> Ran | None:
+        """None for a step that Feather did not form. ``busy``: whether anybody is left to serve."""
+        now, before, continued = self._clock(), self._last_result, self._busy
+        self._last_result, self._busy = now, busy
         known = self._formed.pop(id(output), None)
         if known is None:
             return None
         _, formed, start = known
         tokens = sum(len(one.new_token_ids) for result in results.values() for one in result.outputs)
-        return Ran(formed, tokens, now - max(start, before), step_prefill_tokens(output))
+        return Ran(formed, tokens, now - (before if continued else max(start, before)), step_prefill_tokens(output))
 
 
 def step_prefill_tokens(output: SchedulerOutput) -> int:

@@ -37,5 +37,5 @@ def tradeoff(table: pd.DataFrame, default: str, points: str):
     places[1, 0].set_ylabel("Jain's index of the groups'\nmean times to first token")
     handles, names = places[0, 0].get_legend_handles_labels()
     once = dict(zip(names, handles))
-    figure.legend(once.values(), once.keys(), loc="outside right upper", frameon=False)
+    figure.legend(once.values(), once.keys(), loc="outside right center", frameon=False)
     return figure

@@ -77,7 +77,8 @@ def figure(study: Study, table: pd.DataFrame) -> None:
         "frontier",
         f"By default {default['throughput'].median():.2f} × the throughput of FCFS at {default['p99'].median():.1f} × its p99 time to first token "
         f"(medians); a target of twice FCFS's keeps {_kept(found):.0%} of the gain",
-        f"Closed loops of {', '.join(found['load'].unique())} · lines join the values of one option · {table['seed'].nunique()} seeds",
+        f"Closed loops of {', '.join(found['load'].unique())} · lines join the values of one option · "
+        + ("one seed" if table["seed"].nunique() == 1 else f"medians of {table['seed'].nunique()} seeds"),
         "Left of 1 somebody's wait is shorter than under FCFS. Jain's index is 1 where the groups wait alike.",
     )
 
