@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reruns the studies: ./run_all.sh [--backend auto|gpu|cpu|sim] [--profile smoke|default|full] [--only 10,E3]
-#                                  [--out DIR] [--resume] [--list]
+#                                  [--out DIR] [--resume] [--rehearse] [--list]
 # Makes the environment first where it is missing. README.md and artifact.md say what comes out.
 set -euo pipefail
 export FEATHER_TYPED_IN=$PWD

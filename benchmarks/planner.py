@@ -18,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import main
+from feather.plans import ARRIVAL
 from feather.policies import Planner, Policy
-from feather.rehearsal import ARRIVAL, Rehearsal
+from feather.rehearsal import Rehearsal
 from lab.model.disciplines import DISCIPLINES, LAWS, LOADS, Fixed, Law, Load, Play, drawn_laws, run, with_rate
 from lab.studies.frontier import medians, trade, ways
 

@@ -31,6 +31,7 @@ _EARLY = 30  # observations, within which the prices are found anew after each
 _EVERY = 4  # observations between two searches later on
 _HUBER = 3.0  # noise levels, beyond which an error counts less
 _LEAST_NOISE = 0.02
+_PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
 _KEPT = 10.0  # steps' worth of the past that is kept when prices have changed
 _BIAS = 12  # steps over which a one-sided error shows that prices have changed
 
@@ -53,6 +54,16 @@ class Load(NamedTuple):
         """Expected number of times that a chunk has to be loaded if the rows sit in random order and a chunk stays from one row to the next:
         a chunk that k of n rows hold makes k (n - k + 1) / n runs."""
         return ((self.rows + 1) * self.chunks - self.squares) / self.rows if self.rows else 0.0
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the rows have one prefix, by their chunks."""
+        return self.tip * self.rows >= _PURE * self.chunks
+
+    @property
+    def prefixes(self) -> float:
+        """How many different prefixes the rows have, by their chunks: 1 where all share, ``rows`` where none does."""
+        return self.rows * self.chunks / self.squares if self.squares else 1.0
 
     def amounts(self, prefill_tokens: int = 0) -> tuple[float, ...]:
         """What each of ``PRICES`` is the price of, in their order; what a shared tip saves counts below 0."""

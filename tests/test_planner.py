@@ -6,9 +6,11 @@ from toy import all_or_nothing, by_rows, closed_loop
 from feather.cht import ChunkedHashTree
 from feather.cost import Load, StepCost
 from feather.options import Options
+from feather.plans import ARRIVAL, PLANS, patience
 from feather.policies.planner import Planner, PlannerSettings
-from feather.rehearsal import ARRIVAL, PLANS, Rehearsal, Scene, patience
+from feather.rehearsal import Rehearsal, Scene
 from feather.request import Request
+from feather.traffic import Traffic
 from lab.model.disciplines import DISCIPLINES, LAWS, LOADS, Fixed, Play, run, with_rate
 
 
@@ -86,6 +88,46 @@ def test_another_kernel_in_mid_run_is_noticed():
     play = Play([(0.0, LAWS["paged"]), (60.0, LAWS["cascade"])], LOADS["8 groups"], Planner).run(120.0)
     best = max(run(LAWS["cascade"], LOADS["8 groups"], make, seconds=60).throughput for make in DISCIPLINES.values())
     assert play.throughput(90.0, 120.0) > 0.93 * best
+
+
+def test_until_a_second_experiment_begins_the_plan_goes_on():
+    """A step in order of arrival would fill the batch with strangers, who then have to leave it first."""
+    play = Play(LAWS["GPU, cascade"], LOADS["batch of 128"], Planner).run(20.0)
+    policy = play.former.policy
+    assert policy.plan.prefixes == 1 and not policy.experiments
+    policy.cost.changes += 1
+    while not policy.experiments:
+        play.run(play.now + 1e-9)
+    assert play.log[-1][3] <= 2
+
+
+def test_a_plan_of_one_prefix_looks_at_mixed_steps_without_an_experiment():
+    play = Play(LAWS["cascade"], LOADS["8 groups"], Planner).run(75.0)
+    late = [groups for then, _, _, groups in play.log if then > 30.0]
+    assert not play.former.policy.experiments and 0.005 < sum(groups > 1 for groups in late) / len(late) < 0.2
+
+
+@pytest.mark.parametrize("law", ["GPU, packed", "cascade"])
+def test_requests_that_come_more_slowly_than_arrival_serves_them_are_not_overtaken(law):
+    base = fcfs(LAWS[law], LOADS["8 groups"], seconds=60).throughput / 32
+    load = with_rate(LOADS["8 groups"], 0.9 * base)
+    first, found = fcfs(LAWS[law], load, seconds=120), run(LAWS[law], load, Planner, seconds=120)
+    assert found.p99 <= 1.05 * first.p99 and found.throughput >= 0.99 * first.throughput
+
+
+def test_what_is_offered_is_counted_in_tokens_a_second():
+    tree, traffic = ChunkedHashTree(), Traffic()
+    assert traffic.offered == 0
+    for number in range(20):
+        tree.insert(Request(number, "ab"))
+        traffic.arrived(tree, number)
+        traffic.passed(0.5)
+        traffic.finished(number, 10)
+    assert traffic.offered == pytest.approx(20, rel=0.05) and not traffic.varied
+    for number in range(20, 30):
+        tree.insert(Request(number, "xy"))
+        traffic.arrived(tree, number)
+    assert traffic.varied
 
 
 def test_a_restored_planner_needs_no_experiment():

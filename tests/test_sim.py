@@ -699,5 +699,9 @@ def test_a_minute_of_serving_lasts_as_long_as_it_says(tmp_path):
     tracing.timeline(serving)
     assert "drawn" in tracing.decided(serving) or "nothing to decide" in tracing.decided(serving)
     assert tracing.found(serving).startswith("* The trace shows") and len(tracing.in_words(serving)) == 9
+    prices = tracing.prices(serving)
+    assert (
+        prices.table["share"].sum() == pytest.approx(1) and prices.errors["error"].abs().median() < 0.2 and "was predicted" in str(prices)
+    )
     with pytest.raises(ValueError, match="seconds=0 must be above 0"):
         replace(workload, seconds=0)

@@ -3,13 +3,11 @@
 from collections.abc import Hashable
 
 from feather.cht import ChunkedHashTree
-from feather.cost import Load
 from feather.policies.base import Step
 
 _SEEN = 3  # decode-only steps of each kind that it waits for
 _LASTS, _PRESSED = 1.5, 32  # batches of requests, or steps under pressure, from which on a queue is taken to last
 _STRANGERS = 1.5  # times the rows of the first prefix, that it fills up to with the second
-_PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
 _MOST_LOST = 10.0  # seconds, after which it is broken off
 _ONE, _MORE, _STRANGER, _STRANGERS_JOIN, OVER = range(5)  # its stages
 
@@ -66,14 +64,10 @@ class Experiment:
         load, fresh = tree.load(), tree.largest_branch()
         if not load.rows:
             return fresh.request_id if fresh else tree.oldest()
-        if (
-            self.stage == _STRANGERS_JOIN
-            and load.rows < _STRANGERS * self._rows
-            or self.stage == _MORE
-            and load.rows < 2 ** (self._steps // _SEEN)
-        ):
+        grows_to = {_MORE: 2 ** (self._steps // _SEEN), _STRANGERS_JOIN: _STRANGERS * self._rows}.get(self.stage, 0)
+        if load.rows < grows_to:
             return tree.first_through(last)
-        if self.stage == _STRANGER and prefixes(load) <= 1 and fresh is not None:
+        if self.stage == _STRANGER and load.prefixes <= 1 and fresh is not None:
             return fresh.request_id
         return None
 
@@ -90,17 +84,7 @@ class Experiment:
     def _stage_done(self, tree: ChunkedHashTree, max_batch: float) -> bool:
         load, steps = tree.load(), self._steps
         if self.stage == _ONE:
-            return load.rows > 0 and is_pure(load)
+            return load.rows > 0 and load.is_pure
         if self.stage == _MORE:
             return steps >= 2 * _SEEN and (load.rows < 2 ** (steps // _SEEN - 1) or load.rows >= max_batch / 2)
         return steps >= (_SEEN if self.stage == _STRANGER else 2 * _SEEN) or not tree.waiting
-
-
-def is_pure(load: Load) -> bool:
-    """Whether the rows have one prefix, by their chunks."""
-    return load.tip * load.rows >= _PURE * load.chunks
-
-
-def prefixes(load: Load) -> float:
-    """How many different prefixes the rows have, by their chunks: 1 where all share, ``rows`` where none does."""
-    return load.rows * load.chunks / load.squares if load.squares else 1.0

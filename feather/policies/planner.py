@@ -5,11 +5,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from feather.cht import Branch, ChunkedHashTree
+from feather.cht import ChunkedHashTree
 from feather.cost import StepCost
+from feather.plans import ARRIVAL, PLANS, RELATIVES, Plan, next_of, patience
 from feather.policies.base import CommonOptions, Policy, Step
-from feather.policies.experiment import OVER, Experiment, is_pure, prefixes
-from feather.rehearsal import ARRIVAL, PLANS, RELATIVES, Plan, Rehearsal, may_join, patience
+from feather.policies.experiment import OVER, Experiment
+from feather.policies.forming import InEarnest
+from feather.rehearsal import Rehearsal
 from feather.settings import setting
 from feather.traffic import Traffic
 
@@ -80,12 +82,10 @@ class Planner(Policy):
         self._unheard = 0  # steps begun since the last result
         self._owed = 0.0  # steps to be played
         self._rested = 0.0  # seconds since the last round
-        self._entering: Hashable | None = None  # prefix that was let in during the present step
-        self._held: dict[Hashable, None] = {}  # prefixes of the batch, and some that have gone
-        self._last: Hashable = None  # prefix that was let in last
-        self._is_calm = False
+        self._forming = InEarnest(self.cost)
+        self.calm = False
+        """whether order of arrival keeps up with what comes, although a queue has built up: to overtake would gain nothing but tails"""
         self._pressed = math.inf  # seconds since nobody had to wait; a first queue has no such moment
-        self._forming = True  # whether the batch was empty when this step began
 
     @classmethod
     def make(cls, settings: PlannerSettings, common: CommonOptions) -> "Planner":
@@ -94,73 +94,36 @@ class Planner(Policy):
     @property
     def fills(self) -> bool:  # type: ignore[override]
         """Whether the batch is always filled at present."""
-        return self._is_calm or not self.experiment.runs and self.plan in (ARRIVAL, RELATIVES)
-
-    @property
-    def calm(self) -> bool:
-        """Whether order of arrival keeps up with what comes, although a queue has built up: to overtake would gain nothing but tails."""
-        capacity = self.rates.get(ARRIVAL.name, 0.0)
-        return self._pressed < _QUIET and self.traffic.offered < _CALM * capacity
+        return self.calm or not self.experiment.runs and self.plan in (ARRIVAL, RELATIVES)
 
     # -- the decision --------------------------------------------------------------------------------------------------
 
     def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
-        chosen = self._chosen(tree, room, patience(waited, self._fair_wait, self._limit))
+        forming, gone = self._forming, patience(waited, self._fair_wait, self._limit)
+        forming.asked(tree, room, self._since > _RARER)
+        if self.calm or gone >= 1 or self._unheard > _UNHEARD:
+            chosen: Hashable | None = tree.oldest()
+        elif self.experiment.runs:
+            chosen = self.experiment.choose(tree, forming.last)
+        else:
+            chosen = next_of(self.plan, forming, gone)
         if chosen is not None:
-            self._entering = self._last = tree.mark_of(chosen)
-            self._held[self._last] = None
+            forming.admitted(chosen)
         return chosen
-
-    def _chosen(self, tree: ChunkedHashTree, room: float, gone: float) -> Hashable | None:
-        """``gone``: share of the oldest request's patience that is used up."""
-        if gone >= 1 or self._is_calm or self._unheard > _UNHEARD:
-            return tree.oldest()
-        if self.experiment.runs:
-            return self.experiment.choose(tree, self._last)
-        if self.plan == ARRIVAL or self.plan == RELATIVES and gone > 0.5:
-            return tree.oldest()
-        if self.plan == RELATIVES:
-            best = tree.find_best()
-            return best.request_id if best else None
-        if self._entering is not None and (relative := tree.first_through(self._entering)) is not None:
-            return relative
-        fresh = tree.branch_of(tree.oldest()) if gone > 0.5 else tree.largest_branch()
-        if not tree.active:
-            return fresh.request_id if fresh else tree.oldest()
-        self._held = {prefix: None for prefix in self._held if tree.runs(prefix)}
-        if self.plan.refilled and gone <= 0.5:
-            for prefix in self._held:
-                if (relative := tree.first_through(prefix)) is not None:
-                    return relative
-        if fresh is None:
-            return None
-        if len(self._held) < self.plan.prefixes and (self._forming or self.plan.refilled):
-            return fresh.request_id
-        return fresh.request_id if self._joins_the_last(tree, room, fresh) else None
-
-    def _joins_the_last(self, tree: ChunkedHashTree, room: float, fresh: Branch) -> bool:
-        """Whether the next batch may begin beside the last rows of the one before: where that is cheaper, or to see what it costs."""
-        load, count = tree.load(), min(fresh.waiting, room)
-        if self._since > _RARER and load.rows <= _PROBE * count:
-            return True
-        apart = self.cost.seconds(load) + self.cost.seconds(tree.load_alone(fresh, count))
-        return may_join(load.rows, count, self.cost.seconds(tree.load_with(fresh, count)), apart)
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
-        self._entering, self._forming = None, not tree.active
+        self._forming.begin_step(tree)
         self._unheard += 1
-        if len(self._held) > 2 * len(tree.active) + 8:
-            self._held = {prefix: None for prefix in self._held if tree.runs(prefix)}
         if not contended:
             self._pressed = 0.0
-        self._is_calm = self.calm
-        if not contended or self._is_calm:
+        self.calm = self._pressed < _QUIET and self.traffic.offered < _CALM * self.rates.get(ARRIVAL.name, 0.0)
+        if not contended or self.calm:
             return
         load, experiment = tree.load(), self.experiment
         if not experiment.over:
-            if experiment.runs and experiment.mixes and prefixes(load) > 1:
+            if experiment.runs and experiment.mixes and load.prefixes > 1:
                 self.traffic.common = load.tip
             if experiment.begin_step(tree, max_batch, self.traffic.varied):
                 self._since = 0.0
@@ -168,10 +131,10 @@ class Planner(Policy):
             return
         if not self.rates:
             self._plan_at_once(tree, max_batch, max_wait)
-        if prefixes(load) > 1.5:
+        if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
         # A surprise in what the plan does not show, a mixed step of a plan that takes one prefix at a time, has taught what an experiment would.
-        changed = self.cost.changes > self._changes and is_pure(load) == (self.plan.prefixes == 1)
+        changed = self.cost.changes > self._changes and load.is_pure == (self.plan.prefixes == 1)
         self._changes = self.cost.changes
         if changed or not self.plan.prefixes and self._since > max(_RAREST, experiment.lost / _BUDGET):
             self._worth.clear()
@@ -258,7 +221,7 @@ class Planner(Policy):
             self.experiment.ran(step, self._usual)
             return
         self._usual += (step.tokens / step.seconds - self._usual) * (0.02 if self._usual else 1.0)
-        if is_pure(step.load) != bool(self.plan.prefixes):
+        if step.load.is_pure != bool(self.plan.prefixes):
             self._since = 0.0
 
     def told(self) -> dict[str, float]:

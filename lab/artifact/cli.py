@@ -17,6 +17,7 @@ from lab.artifact.console import clock, shown
 USAGE = 2
 UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
 INTERRUPTED = 130
+NEEDS_THE_DEVICE = "31_attention_kernel"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -31,6 +32,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=book.ROOT / "out", metavar="DIR", help="where to write (default: out/)")
     parser.add_argument("--resume", action="store_true", help="skip what already ran with the same parameters and code")
     parser.add_argument("--list", action="store_true", help="list the notebooks: what they ask, which claims they test, how long they take")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="with --backend gpu: a modelled GPU stands in, to see that everything is in place"
+    )
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     # run_all.sh changes into the repository; a relative folder is meant from where the command was typed.
@@ -43,9 +47,14 @@ def main(argv: list[str]) -> int:
     # Here the command line alone says what is run; what the environment asks of the notebooks would fill its gaps.
     for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
         os.environ.pop(variable, None)
+    os.environ[machine.REHEARSE] = str(int(options.rehearse))
     try:
+        if options.rehearse and options.backend != "gpu":
+            raise ValueError(f"--rehearse is for --backend gpu, not {options.backend}")
         backend, reason = machine.choose_backend(options.backend)
         jobs = plan.make_jobs(options.only, options.profile, backend)
+        if options.rehearse:
+            jobs = [job for job in jobs if job.name != NEEDS_THE_DEVICE]
         if options.list:
             list_jobs(jobs)
             others = [entry.name for entry in book.ENTRIES.values() if backend not in entry.minutes] if options.only is None else []
@@ -60,7 +69,7 @@ def main(argv: list[str]) -> int:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return USAGE
     if options.check:
-        print(backend if options.backend != "auto" else "auto")
+        print("auto" if options.backend == "auto" or options.rehearse else backend)
         return 0
     print(f"backend {backend}, because {reason}; profile {options.profile}; writing to {shown(options.out)}", flush=True)
     return run(jobs, options, backend)
@@ -119,6 +128,10 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         print_claims(out)
     except OSError as error:
         unwritable = unwritable or str(error)
+    if options.rehearse:
+        print(
+            f"rehearsed on a modelled GPU, but for {NEEDS_THE_DEVICE}, which needs the device itself: parameters, commands and paths fit; nothing is measured"
+        )
     if options.profile == "smoke":
         print("smoke sizes: this shows that everything works; the numbers and verdicts mean nothing")
     print(f"\n{shown(out / 'report.html')} has the figures; all files are in {shown(out)}")

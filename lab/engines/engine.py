@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from lab.engines.arms import Arm
 from lab.engines.run import Enough, Run
+from lab.machine import rehearses
 from lab.workloads import Workload
 
 
@@ -53,8 +54,8 @@ class Engine(Protocol):
 def make_engine(backend: str = "auto", model: str = "tiny-llama", **options) -> Engine:
     """The engine of a backend: "cpu" or "gpu" (``real.RealEngine``), "sim" (``modelled.ModelledEngine``), or "auto", a GPU where there is
     one and else the CPU. ``options`` are that engine's; those which size a real KV cache (``kv_gib``, ``kv_tokens``) do not concern
-    the modelled one, whose KV cache is what the weights leave, as on a GPU."""
-    if backend != "sim":
+    the modelled one, whose KV cache is what the weights leave, as on a GPU. In a rehearsal the modelled one stands in for "gpu"."""
+    if backend != "sim" and not (backend == "gpu" and rehearses()):
         from lab.engines.real import RealEngine
 
         return RealEngine(backend, model, **options)
