@@ -114,6 +114,10 @@ class Options:
             raise ValueError(f"policy {own[name][0]!r} has an option {name!r}, which is a common option: rename it")
         return common | {name: declared for name, (_, declared) in own.items()}
 
+    def declared(self) -> dict[str, Field]:
+        """The declaration of each of these options."""
+        return self.known(policy_class(self.policy))
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Options":
         """The options that a user wrote, flat. Raises ValueError that names the first wrong one."""

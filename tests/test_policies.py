@@ -13,6 +13,7 @@ from lab.engines.arms import ARMS, SGLANG_ARMS, of_policy
 from lab.engines.modelled import ModelledEngine
 from lab.policies import POLICIES as STOPPING
 from lab.policies import Stopping, Threshold, dotted
+from lab.studies.evaluation import scaled
 from lab.studies.learning import rules
 from lab.workloads import even_sizes, grouped, make_prefixes
 
@@ -96,6 +97,11 @@ def test_a_policy_of_ones_own_is_chosen_by_its_dotted_name():
         assert said in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="unknown option 'max_loss'"):
         Options(max_loss=5)
+
+
+def test_options_counted_in_tokens_follow_the_lengths_of_a_workload():
+    threshold, first = scaled(["Feather (threshold)", "FCFS"], 0.5)
+    assert threshold.options["max_loss"] == 125 and threshold.options["chunk_size"] == 32 and first == ARMS["FCFS"]
 
 
 def test_names_of_options_are_not_given_twice(monkeypatch):

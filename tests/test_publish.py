@@ -84,6 +84,13 @@ def checkout(tmp_path, monkeypatch):
         (out / "results" / "s.json").write_text(
             json.dumps({"figures": [{"name": "groups", "caption": f"Groups on {device}."}]}), encoding="utf-8"
         )
+        (out / "notebooks").mkdir(exist_ok=True)
+        told = [
+            {"data": {"text/markdown": ["Groups ", "cost."]}},
+            {"name": "stdout", "text": "E3: 1.5 ×\n"},
+            {"name": "stderr", "text": "no"},
+        ]
+        (out / "notebooks" / "s.ipynb").write_text(json.dumps({"cells": [{"source": ""}, {"outputs": told}]}), encoding="utf-8")
         (out / "claims.csv").write_text("\n".join([HEAD, *(f"{row},s,default,abc" for row in rows)]) + "\n", encoding="utf-8")
         (out / "results.csv").write_text("study\n", encoding="utf-8")
         (out / "figures" / "claims.png").write_bytes(device.encode())
@@ -113,6 +120,12 @@ def test_what_was_measured_on_another_device_has_a_column_with_its_verdict_where
         "| E10 | none | 1× | 1.00 × | reproduced | 1.00 × |",
         "", "Not run here:", "", "* E4: no time", "* E11: no data",
     ]  # fmt: skip
+
+
+def test_what_the_notebooks_say_is_kept_as_a_page(checkout, tmp_path):
+    checkout("Old", "cpu", *OLD)
+    page = (tmp_path / "data" / "recorded" / "old" / "found.md").read_text(encoding="utf-8")
+    assert page.endswith("## s\n\nGroups cost.\n\nE3: 1.5 ×\n")
 
 
 def test_a_device_that_is_published_again_is_not_beside_itself(checkout):

@@ -705,3 +705,14 @@ def test_a_minute_of_serving_lasts_as_long_as_it_says(tmp_path):
     )
     with pytest.raises(ValueError, match="seconds=0 must be above 0"):
         replace(workload, seconds=0)
+
+
+@pytest.mark.parametrize("kernels", [["cascade", "packed"], ["cascade", "paged", "packed"], ["cascade"]])
+def test_several_models_are_drawn_under_any_kernels(tmp_path, kernels):
+    from lab.studies import models
+
+    study = models.begin("sim", tmp_path)
+    sizes = {"requests": 16, "groups": 2, "prefix_tokens": 1000, "decode_tokens": 8}
+    served, runs = models.over_models(study, ["qwen-0.5b", "llama-3-8b"], ["FCFS", "Feather (never stop)"], kernels, 1, 8, 1, **sizes)
+    models.draw(study, runs, "Feather (never stop)")
+    assert ("Kernels" in models.found(runs, "Feather (never stop)")) is ("packed" in kernels)

@@ -17,7 +17,7 @@ def gallery(out: Path, run: dict, claims: pd.DataFrame) -> str:
     lines = [
         "# The figures of one run, and what they say", "",
         f"{how[0].upper()}{how[1:]} · {recorded.engine(run)} · profile {run['profiles'][0]} · "
-        f"Feather {run['revisions'][0]}. Written by `python -m lab.artifact.publish`; the rows behind it are in `data/recorded/`.", "",
+        f"Feather {' and '.join(run['revisions'])}. Written by `python -m lab.artifact.publish`; the rows behind it are in `data/recorded/`.", "",
     ]  # fmt: skip
     if (out / "figures" / "claims.png").exists():
         lines += ["![Every ratio beside the paper's](claims.png)", ""]

@@ -37,6 +37,7 @@ from lab.studies.words import listed
 
 TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies", "arms")
 AGAIN = "claims-again.csv"
+FOUND = "found.md"
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
 
 
@@ -45,10 +46,13 @@ def pages() -> list[Path]:
     return [path for path in (ROOT / "README.md", ROOT / "artifact.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 
 
-def publish(out: Path) -> Path:
+def publish(out: Path, mended: bool = False) -> Path:
+    """Keep a run. ``mended``: it may be of several revisions, since notebooks that had failed were mended and run again; every row says its own."""
     run = _keepable(out)
-    if len(run["revisions"]) != 1:
-        raise ValueError(f"{out} was run at {run['revisions']}: it must be one revision")
+    if len(run["revisions"]) != 1 and not mended:
+        raise ValueError(
+            f"{out} was run at {run['revisions']}: it must be one revision (--mended keeps one of which failed notebooks were run again)"
+        )
     text = "".join(page.read_text(encoding="utf-8") for page in pages())
     for name in TABLES:
         if f"<!-- {name} -->" not in text:
@@ -63,6 +67,7 @@ def publish(out: Path) -> Path:
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
     read(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
+    (target / FOUND).write_text(found_in(out, run), encoding="utf-8")
     modelled = run["backend"] == "sim"
     if not modelled:
         recorded.keep_as_reference(target.name, ROOT)
@@ -77,6 +82,20 @@ def publish(out: Path) -> Path:
     outputs.put_in(out, run, shown)
     write_tables()
     return target
+
+
+def found_in(out: Path, run: dict) -> str:
+    """What the notebooks of a run say that they found, their Markdown outputs and their claims, as one page."""
+    parts = ["# What the notebooks of this run found", "", "Written by `python -m lab.artifact.publish`."]
+    for name in sorted(run["seconds"]):
+        said = []
+        for cell in json.loads((out / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                told = output.get("data", {}).get("text/markdown") or (output.get("text", "") if output.get("name") == "stdout" else "")
+                said.append("".join(told).strip())
+        if any(said):
+            parts += ["", f"## {name}", "", "\n\n".join(filter(None, said))]
+    return "\n".join(parts) + "\n"
 
 
 def publish_outputs(out: Path) -> list[str]:
@@ -304,6 +323,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "out", help="the run's folder (default: out)")
     other = parser.add_mutually_exclusive_group()
+    other.add_argument("--mended", action="store_true", help="it may be of several revisions: notebooks that had failed were run again")
     other.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
     other.add_argument("--outputs-only", action="store_true", help="only put its outputs into the notebooks")
     other.add_argument("--tables", action="store_true", help="keep no run: write the tables of the pages from what is recorded")
@@ -314,6 +334,8 @@ if __name__ == "__main__":
         elif options.outputs_only:
             print(f"put into notebooks/: {', '.join(publish_outputs(options.out)) or 'none'}")
         else:
-            print(publish_again(options.out) if options.again else f"kept in {publish(options.out)}, figures/ and notebooks/")
+            print(
+                publish_again(options.out) if options.again else f"kept in {publish(options.out, options.mended)}, figures/ and notebooks/"
+            )
     except (OSError, ValueError) as error:
         sys.exit(f"publish: {error}")

@@ -80,7 +80,8 @@ def scaled(arms: Sequence[str], factor: float) -> list[Arm]:
     def scale(arm: Arm) -> Arm:
         if arm.kind != "feather":
             return arm
-        values, known = Options.from_mapping(arm.options).flat(), Options.known()
+        options = Options.from_mapping(arm.options)
+        values, known = options.flat(), options.declared()
         tokens = {name: max(1, round(factor * value)) for name, value in values.items() if known[name].metadata["unit"] == "tokens"}
         return replace(arm, options={**arm.options, **tokens})
 

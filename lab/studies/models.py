@@ -79,21 +79,23 @@ def draw(study: Study, runs: pd.DataFrame, judged: str) -> None:
     if runs["kernel"].nunique() == 1:
         return
     kernels = _of_kernels(runs)
-    most = max(kernels, key=lambda name: kernels[name].median)
+    most = max(kernels, key=lambda name: kernels[name].median, default="")
     study.figure(
-        figures.ratio_bars_beside(_sorted(_by_kernel(runs)), comparing.BESIDE_AS_RATIOS, _STOCK, "model"),
+        figures.ratio_bars_beside(_sorted(_by_kernel(runs)), comparing.BESIDE_AS_RATIOS, f"FCFS, {_stock(runs)}", "model"),
         "e6_kernels",
-        f"The same requests, first come, first served: packed attention gives from {told(min(kernels.values(), key=lambda ratio: ratio.median))} "
-        f"to {told(kernels[most])} (on {most})"
+        f"The same requests, first come, first served: over {_stock(runs)} attention, packed gives from "
+        f"{told(min(kernels.values(), key=lambda ratio: ratio.median))} to {told(kernels[most])} (on {most})"
         if kernels
         else f"{judged} under each kernel",
         setting,
-        "Throughput and p99 time to first token under each kernel, over FCFS under the paged one, for several models (E6).",
+        f"Throughput and p99 time to first token under each kernel, over FCFS under {_stock(runs)}, for several models (E6).",
         rows=runs,
     )
 
 
-_STOCK = "FCFS, paged"
+def _stock(runs: pd.DataFrame) -> str:
+    """The kernel that others are held against: vLLM's own; without it the first, which on mixed batches is vLLM's own, too."""
+    return "paged" if "paged" in set(runs["kernel"]) else str(runs["kernel"].iloc[0])
 
 
 def _by_kernel(runs: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +105,10 @@ def _by_kernel(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_kernels(runs: pd.DataFrame) -> dict[str, Ratio]:
-    """Model → FCFS under packed attention over FCFS under paged; empty where one of them was not run."""
-    if not {"packed", "paged"} <= set(runs["kernel"]):
+    """Model → FCFS under packed attention over FCFS under the stock kernel; empty where one of them was not run."""
+    if "packed" not in set(runs["kernel"]) - {_stock(runs)}:
         return {}
-    return {model: over(_by_kernel(runs), "FCFS, packed", _STOCK, model=model) for model in _in_order(runs)}
+    return {model: over(_by_kernel(runs), "FCFS, packed", f"FCFS, {_stock(runs)}", model=model) for model in _in_order(runs)}
 
 
 def verdict(study: Study, runs: pd.DataFrame, served: Mapping[str, Engine], judged: str) -> None:
@@ -131,7 +133,7 @@ def found(runs: pd.DataFrame, judged: str) -> str:
         f"**Models.** From the least KV per token to the most, the throughputs of {judged} over FCFS {trend(factors.values())}: "
         + listed(f"{told(factor)} on {model}" for model, factor in factors.items()) + ".",
         f"**Waiting.** On {best} its p99 time to first token is {times(over(table, judged, metric=comparing.P99, model=best))} FCFS's.",
-        "**Kernels.** FCFS under packed over FCFS under paged attention: "
+        f"**Kernels.** FCFS under packed over FCFS under {_stock(runs)} attention: "
         + listed(f"{told(factor)} on {model}" for model, factor in kernels.items()) + "." if kernels else "",
         "**Evictions.** " + (
             "Under FCFS the KV cache overflows on " + listed(crowded) + ": " + listed(
