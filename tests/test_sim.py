@@ -714,5 +714,6 @@ def test_several_models_are_drawn_under_any_kernels(tmp_path, kernels):
     study = models.begin("sim", tmp_path)
     sizes = {"requests": 16, "groups": 2, "prefix_tokens": 1000, "decode_tokens": 8}
     served, runs = models.over_models(study, ["qwen-0.5b", "llama-3-8b"], ["FCFS", "Feather (never stop)"], kernels, 1, 8, 1, **sizes)
+    assert list(runs["kernel"].unique()) == kernels, "verdicts are the first one's"
     models.draw(study, runs, "Feather (never stop)")
     assert ("Kernels" in models.found(runs, "Feather (never stop)")) is ("packed" in kernels)

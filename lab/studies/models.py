@@ -42,7 +42,8 @@ def over_models(
         if isinstance(engine, EngineApart):
             engine.close()
         served[model] = engine
-    return served, pd.concat(tables, ignore_index=True)
+    runs = pd.concat(tables, ignore_index=True)
+    return served, runs.sort_values("kernel", key=lambda names: names.map(list(kernels).index), kind="stable", ignore_index=True)
 
 
 def sizes(served: Mapping[str, Engine], prefix_tokens: int) -> pd.DataFrame:
