@@ -105,8 +105,11 @@ def test_the_picture_of_the_idea_can_be_drawn_and_is_legible():
 
 
 def recorded_ratios() -> set[str]:
-    """The recorded claims' values, the numbers in their reasons, and the recorded benchmarks' ratios, as prose rounds them."""
+    """The recorded claims' values, the ratios in their reasons and in what their notebooks found, and the recorded benchmarks' ratios, as prose
+    rounds them."""
     found = set()
+    for path in (ROOT / "data" / "recorded").glob("*/found.md"):
+        found |= set(re.findall(r"(\d+\.\d+)×", path.read_text(encoding="utf-8")))
     for path in (ROOT / "data" / "recorded").glob("*/claims.csv"):
         claims = pd.read_csv(path, keep_default_na=False)
         found |= set(re.findall(r"\d+(?:\.\d+)?", " ".join(claims["reason"])))
