@@ -59,6 +59,11 @@ def test_every_table_has_a_place():
 
 def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
     folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
+    if not (folder / AGAIN).exists():
+        assert "no `claims-again.csv`" in (ROOT / "data" / "README.md").read_text(encoding="utf-8"), (
+            "data/README.md says so where none is kept"
+        )
+        pytest.skip("the reference run has not been repeated")
     assert disagreements(folder) == []
 
 
