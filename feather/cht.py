@@ -391,21 +391,19 @@ class ChunkedHashTree:
         own = count * (length - depth)
         return Load(count, count * length, depth + own, depth * count * count + own, depth if count > 1 else length)
 
-    def load_with(self, branch: Branch, count: float, share: float = 1.0) -> Load:
-        """Of the batch once so many requests of the branch have joined. ``share``: of the present rows of each prefix that are still there
-        then."""
+    def load_with(self, branch: Branch, count: float) -> Load:
+        """Of the batch once so many requests of the branch have joined."""
         nodes, depth = self._waiting[branch.request_id].nodes, branch.depth
-        rows = len(self._active) * share
-        new, squares = 0, self._squares * share * share
+        new, squares = 0, float(self._squares)
         for node in nodes[:depth]:
             if node.active:
-                squares += 2 * node.active * share * count
+                squares += 2 * node.active * count
             else:
                 new += 1
         own = count * (len(nodes) - depth)
         tip = min(self._common_with_tip(nodes), depth) if self._active else depth
-        chunks = self._active_chunks * share + count * len(nodes)
-        return Load(rows + count, chunks, self._working_set + new + own, squares + depth * count * count + own, tip)
+        chunks = self._active_chunks + count * len(nodes)
+        return Load(len(self._active) + count, chunks, self._working_set + new + own, squares + depth * count * count + own, tip)
 
     # -- the working set, its frontier and its tip ---------------------------------------------------------------
 

@@ -21,10 +21,7 @@ _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
 _RAREST = 120.0  # seconds without a batch of one prefix, after which an experiment makes one
-_RARER, _PROBE = (
-    15.0,
-    0.125,
-)  # seconds without a mixed one, after which the next prefix begins beside so many of the last rows, as a share of its own
+_RARER = 15.0  # seconds without a mixed one, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
 _QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
 _BUDGET = 0.015  # share of the time that experiments may lose

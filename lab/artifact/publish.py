@@ -92,7 +92,9 @@ def found_in(out: Path, run: dict) -> str:
         for cell in json.loads((out / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
                 told = output.get("data", {}).get("text/markdown") or (output.get("text", "") if output.get("name") == "stdout" else "")
-                said.append("".join(told).strip())
+                said.append(
+                    "\n".join(line for line in "".join(told).splitlines() if "\x1b[" not in line).strip()
+                )  # coloured: another process's log
         if any(said):
             parts += ["", f"## {name}", "", "\n\n".join(filter(None, said))]
     return "\n".join(parts) + "\n"

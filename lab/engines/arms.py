@@ -141,8 +141,5 @@ def named(*names: str) -> list[Arm]:
     return [ARMS[name] for name in names]
 
 
-PEERS = named("HRRN", "shortest prefill first", "LPM", "LPM, ageing", "k-LPM", "admission window")
-PUBLISHED = named("authors' rule", "authors' bandit", "authors' radix cost", "authors' plain CHT")
-
 MAIN_ARMS = ("FCFS", "Feather", "Feather (never stop)", "Feather (threshold)", "oracle (stop)", "oracle (order)")
 MAIN = named("FCFS", "Feather (never stop)", "Feather (threshold, patient)")

@@ -2,7 +2,7 @@
 learning of their replication package. In their words each stops on conditions that ``lab.policies.threshold`` and ``bandit`` only resemble.
 
 They run over our tree and former, with everything of ours turned off that could overrule them: no stragglers, no limit on the
-wait, no bursts, no commitment, no guard.
+wait, no bursts, no commitment.
 """
 
 import math
