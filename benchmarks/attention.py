@@ -165,32 +165,48 @@ def layer(repeats: int) -> dict:
 
 def equality(rounds: int = 3, requests: int = 120) -> dict:
     """Greedy float32 tokens of stock vLLM against those under cascade, packed and sorted rows, on a workload that forces chunked prefill, mixed
-    steps, evictions and preemption: nested prefixes, own parts from none to long, salts, a cache reset between rounds. In the second round what
-    runs at once outgrows the KV cache while it is decoded."""
-    from vllm import SamplingParams
-
+    steps, evictions and preemption: nested prefixes, own parts from none to long, salts, two LoRA adapters, a cache reset between rounds. In the second round
+    what runs at once outgrows the KV cache while it is decoded."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = str(TINY_LLAMA.write(Path(folder), weights_seed=0))  # with which tokens depend on attention
-        engine = make_engine(
-            "cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=TINY_LLAMA.max_tokens + 64, weights=weights
-        )
+        return _equality(Path(folder), rounds, requests)
+
+
+def _equality(folder: Path, rounds: int, requests: int) -> dict:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    weights = str(TINY_LLAMA.write(folder, weights_seed=0))  # with which tokens depend on attention
+    adapters = [LoRARequest(f"adapter {number}", number, str(TINY_LLAMA.write_adapter(folder / str(number), number))) for number in (1, 2)]
+    few = TINY_LLAMA.max_tokens + 64
+    engine = make_engine(
+        "cpu", max_batch=16, max_batched_tokens=512, dtype="float32", kv_tokens=few, weights=weights, adapters=len(adapters)
+    )
     from feather.vllm.attention import backend  # not before the engine is made: vLLM stumbles over what numba loads
 
     backend.LEAST_READ = 0  # share in short steps, too
     ways = {"paged": ("paged", False), "cascade": ("cascade", False), "packed": ("packed", False), "packed, rows sorted": ("packed", True),
             "rows sorted": ("paged", True)}  # fmt: skip
-    found: dict = {"tokens": 0, "preemptions": 0, "evictions": 0, "equal": dict.fromkeys(ways, 0), "requests equal": dict.fromkeys(ways, 0)}
+    found: dict = {
+        "tokens": 0,
+        "tokens under adapters": 0,
+        "preemptions": 0,
+        "evictions": 0,
+        "equal": dict.fromkeys(ways, 0),
+        "requests equal": dict.fromkeys(ways, 0),
+    }
     for number in range(rounds):
         rng = np.random.default_rng(number)
         system = rng.integers(10, 32_000, 512).tolist()
         documents = [rng.integers(10, 32_000, 64 * int(rng.integers(2, 20))).tolist() for _ in range(5)]
-        prompts, params = [], []
+        prompts, params, loras = [], [], []
         crowded = number == 1
         for index in range(requests // 3 if crowded else requests):
             length = 900 if crowded else int(rng.choice([0, 3, 20, 32, 300, 1500], p=[0.1, 0.2, 0.3, 0.1, 0.15, 0.15]))
             own = rng.integers(10, 32_000, length).tolist()
             whole = system + documents[int(rng.integers(5))] if number or index % 4 else [1]
-            one_of_all = system if number == 2 and index < 40 else whole  # a stretch in which all share something
+            alike = number == 2 and index < 40  # a stretch in which all share something
+            one_of_all = system if alike else whole
+            loras.append(None if alike else (None, None, *adapters)[index % 4])
             prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
             params.append(
                 SamplingParams(
@@ -206,13 +222,14 @@ def equality(rounds: int = 3, requests: int = 120) -> dict:
             engine.llm.reset_prefix_cache()
             engine.use_kernel(kernel, rows)
             engine.scheduler.use(ARMS["FCFS"])
-            outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+            outputs = engine.llm.generate(prompts, params, use_tqdm=False, lora_request=loras)
             told[name] = [tuple(output.outputs[0].token_ids) for output in outputs]
             found["preemptions"] += sum(step.preempted for step in engine.scheduler.steps)
             found["evictions"] += sum(step.evicted for step in engine.scheduler.steps)
             found["equal"][name] += sum(a == b for one, other in zip(told["paged"], told[name]) for a, b in zip(one, other))
             found["requests equal"][name] += sum(one == other for one, other in zip(told["paged"], told[name]))
         found["tokens"] += sum(map(len, told["paged"]))
+        found["tokens under adapters"] += sum(len(tokens) for tokens, adapter in zip(told["paged"], loras) if adapter)
     steps = {name: sum(builder.counters[name] for builder in engine._builders) for name in ("steps", "cascade", "packed", "shared_rows")}
     return {"equality": found | steps, "equal_tokens": min(found["equal"].values())}
 

@@ -108,6 +108,31 @@ class Model:
         tensors |= {f"{norm}.weight": torch.ones(self.hidden) for norm in norms}
         save_file(tensors, path, {"format": "pt"})
 
+    def write_adapter(self, folder: Path, seed: int, rank: int = 8) -> Path:
+        """Write a LoRA adapter of the attention projections, with random weights that change what the model says, and return its folder."""
+        import torch
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = {
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+        }
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(shapes), "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for layer in range(self.layers):
+            for name, (columns, rows) in shapes.items():
+                at = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+                tensors[f"{at}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) / columns**0.5
+                tensors[f"{at}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) / rank**0.5
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        return folder
+
 
 # Small enough for two cores, and with prefixes of 8 000 tokens (62.5 MiB of KV each) larger than their caches.
 TINY_LLAMA = Model("tiny-llama", 4, 512, 1408, 8, 8, 64, VOCABULARY, 16_384)

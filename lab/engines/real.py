@@ -47,6 +47,8 @@ class RealEngine:
     drafts: int = 0
     """tokens that a row is given as a draft in each step, found by n-grams in its own context and verified by the model; ``use_drafts`` switches
     them between runs"""
+    adapters: int = 0
+    """LoRA adapters, of rank 8 at most, that a batch holds at once"""
     seed: int = 0
     warms_up: bool = field(default=True, init=False)
     _runs: int = field(default=0, init=False)
@@ -106,6 +108,8 @@ class RealEngine:
         if self.drafts:
             n_grams = {"method": "ngram", "num_speculative_tokens": self.drafts, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
             options["speculative_config"] = n_grams
+        if self.adapters:
+            options |= {"enable_lora": True, "max_loras": self.adapters, "max_lora_rank": 8}
         with tempfile.TemporaryDirectory() as folder:
             self.llm = LLM(
                 model=self.weights or str(shape.write(Path(folder))),

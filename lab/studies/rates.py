@@ -11,6 +11,7 @@ from lab.studies import comparing, words
 from lab.studies.comparing import over
 from lab.studies.scale import check_axes, measured, sweep
 from lab.studies.study import Study
+from lab.studies.sustained import LOAD
 from lab.studies.words import listed, times, told
 
 PATIENT, FLOORLESS, BANDIT = "Feather (threshold, patient)", "Feather (threshold, patient, no floor)", "Feather (bandit alone, patient)"
@@ -58,19 +59,6 @@ def draw(study: Study, runs: pd.DataFrame, capacity: float, name: str = "e1_requ
     study.figure(figure, name, _finding(table, capacity), setting, caption)
 
 
-def draw_kernels(study: Study, runs: pd.DataFrame, judged: str) -> None:
-    """The highest rate under each kernel."""
-    highest = runs[runs[RATE] == max(runs[RATE])]
-    comparing.draw_kernels(
-        study,
-        highest,
-        judged,
-        "e1_kernels",
-        f"{_setting(highest)}, {highest[RATE].iloc[0]:g} requests a second",
-        "Throughput and p99 time to first token under each attention kernel at the highest rate, Poisson arrivals (E1).",
-    )
-
-
 def draw_elsewhere(study: Study, table: pd.DataFrame, device: str) -> None:
     engine = _engine(device, study)
     figure = figures.lines_beside(table, comparing.BESIDE, RATE, "policy", "requests a second")
@@ -99,18 +87,19 @@ def draw_backlog(study: Study, begun: pd.DataFrame) -> None:
     )
 
 
-def verdict(study: Study, runs: pd.DataFrame, capacity: float, judged: str, begun: pd.DataFrame | None = None) -> None:
-    """E1 by the policy ``judged`` at the highest rate under the first kernel."""
-    table = comparing.judged(runs)
-    *slower, fastest = sorted(table[RATE].unique())
-    rows = table[(table["metric"] == "mean batch") & (table["policy"] == "FCFS") & (table[RATE] == fastest)]["value"].median()
+def verdict(study: Study, curve: pd.DataFrame, judged: str, begun: pd.DataFrame | None = None) -> None:
+    """E1 by the policy ``judged`` at the highest load of the latency-throughput curve (``sustained.under_load``) under the first kernel."""
+    table = comparing.judged(curve)
+    *lower, highest = sorted(table[LOAD].unique())
+    rows = table[(table["metric"] == "mean batch") & (table["policy"] == "FCFS") & (table[LOAD] == highest)]["value"].median()
     others = [policy for policy in figures.in_order(table["policy"]) if policy not in ("FCFS", judged)]
     reason = (
-        f"{judged} at {fastest:g} requests a second, {fastest / capacity:.1f} times what FCFS serves of a full queue, which fill {rows:.0f} of "
+        f"{judged} at {highest:g} times what FCFS serves in a closed loop, Poisson arrivals, the beginning of each run cut; FCFS fills {rows:.0f} of "
         f"{study.engine.max_batch} rows on average; "
-        + "".join(f"{policy} {times(over(table, policy, requests_per_s=fastest))}; " for policy in others)
-        + "; ".join(f"at {rate / capacity:.1f} times {times(over(table, judged, requests_per_s=rate))}" for rate in slower)
-        + f". p99 time to first token over FCFS's: {times(over(table, judged, metric=comparing.P99, requests_per_s=fastest))}."
+        + "".join(f"{policy} {times(over(table, policy, load=highest))}; " for policy in others)
+        + "; ".join(f"at {load:g} times {times(over(table, judged, load=load))}" for load in lower)
+        + f". p99 time to first token over FCFS's: {times(over(table, judged, metric=comparing.P99, load=highest))}; above the capacity it grows for "
+        "as long as requests arrive."
     )
     if begun is not None:
         few, *some, many = sorted(begun["backlog"].unique())
@@ -121,8 +110,8 @@ def verdict(study: Study, runs: pd.DataFrame, capacity: float, judged: str, begu
             f"{times(over(begun, BANDIT, backlog=few))}; group ids known, stopping: {times(over(begun, 'oracle (stop)', backlog=few))}; the default, to "
             f"which a queue of that length is a burst, in which it stops nothing: {times(over(begun, 'Feather', backlog=few))}."
         )
-    kernels = comparing.kernels(runs, lambda part: over(part, judged, requests_per_s=fastest))
-    print(study.claim("E1", over(table, judged, requests_per_s=fastest), reason + kernels))
+    kernels = comparing.kernels(curve, lambda part: over(part, judged, load=highest))
+    print(study.claim("E1", over(table, judged, load=highest), reason + kernels))
 
 
 def verdict_elsewhere(study: Study, table: pd.DataFrame, device: str, judged: str) -> None:
