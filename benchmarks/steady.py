@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.timing import main
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, DISCIPLINES
-from lab.instrument import Cell, Effort, Taken, drift, measure
+from lab.instrument import Cell, Effort, Taken, drift, measure, ranked_alike
 from lab.steady import pooled
 from lab.workloads import Loop
 
@@ -77,13 +77,14 @@ TOLD = {"decode_tok_s": "decode throughput", "mean_batch": "mean batch", "groups
 
 
 def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
-    """A cell of the result. ``ci``: the 95 % interval of ``tok_s``; ``ci_share``: half of it over ``tok_s``."""
+    """A cell of the result. ``ci``: the 95 % interval of ``tok_s``; ``ci_share``: half of it over ``tok_s``; ``each``: both of each run."""
     found = [one.found for one in runs]
     mean, half = pooled(found)
     metrics = [run.metrics() for run in found]
     return {
         "backend": part.backend, "device": device, "workload": cell.loop.name, "kernel": cell.kernel, "arm": cell.arm + SORTED * cell.sorted_rows,
-        "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs), "steady_s": sum(run.run.seconds for run in found),
+        "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs),
+        "each": [[run.throughput, run.half_width] for run in found], "steady_s": sum(run.run.seconds for run in found),
         **{key: float(np.median([one[metric][0] for one in metrics if metric in one] or [np.nan])) for key, metric in TOLD.items()},
     }  # fmt: skip
 
@@ -91,16 +92,17 @@ def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
 def run_part(part: Part, wanted: Callable[[Cell], bool]) -> dict:
     cells = [cell for cell in part.cells() if wanted(cell)]
     if not cells:
-        return {"cells": [], "drift": {}}
+        return {"cells": [], "drift": {}, "repeats": {}}
     engine = make_engine(part.backend, **part.engine)
     taken: dict[Cell, list[Taken]] = defaultdict(list)
     for one in measure(engine, cells, part.effort):
         taken[one.cell].append(one)
     device = engine.device_name.split(",")[0]
-    control = [one for runs in taken.values() for one in runs]
+    everything = [one for runs in taken.values() for one in runs]
     return {
         "cells": [told(part, device, cell, runs) for cell, runs in taken.items()],
-        "drift": {cell.name: drift(control, cell) for cell in taken if any(one.control for one in taken[cell])},
+        "drift": {cell.name: drift(everything, cell) for cell in taken if any(one.control for one in taken[cell])},
+        "repeats": {device: ranked_alike(everything)._asdict()},
     }
 
 
@@ -120,14 +122,15 @@ def run(backend: str, profile: str, cells: str, kernel: str, arms: str, repeats:
     def wanted(cell: Cell) -> bool:
         return not kernel or cell.kernel in kernel.split(",")
 
-    found: dict = {"profile": profile, "cells": [], "drift": {}}
-    for part in parts.values():
+    found: dict = {"profile": profile, "cells": [], "drift": {}, "repeats": {}}
+    for name, part in parts.items():
         part = replace(part, arms=tuple(names), paged=()) if names else part
         effort = part.effort if repeats is None else replace(part.effort, repeats=repeats)
         effort = effort if limit is None else replace(effort, limit=limit)
         told_of = run_part(replace(part, effort=effort), wanted)
         found["cells"] += told_of["cells"]
         found["drift"] |= told_of["drift"]
+        found["repeats"] |= {f"{name}, {device}": told for device, told in told_of["repeats"].items()}
     return found
 
 
@@ -145,6 +148,9 @@ def show(found: dict) -> None:
         )
     for name, share in found["drift"].items():
         print(f"drift of the control over the run: {100 * share:.1f} % ({name})")
+    for name, told in found["repeats"].items():
+        if told["apart"]:
+            print(f"two repeats agree which arm is faster in {told['alike']} of {told['apart']} pairs whose intervals are apart ({name})")
 
 
 if __name__ == "__main__":

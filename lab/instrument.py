@@ -7,6 +7,7 @@ suffixes of their own, an adaptive policy starts each run knowing nothing (an ar
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, permutations
 from math import ceil
 from typing import NamedTuple
 
@@ -175,3 +176,28 @@ def drift(taken: Sequence[Taken], control: Cell) -> float:
     """By how much the control's throughput varied over its runs: the largest over the smallest, less 1; nan where it ran once."""
     rates = [one.found.throughput for one in taken if one.cell == control]
     return max(rates) / min(rates) - 1 if len(rates) > 1 else float("nan")
+
+
+class Ranking(NamedTuple):
+    """How far two repeats agree about which cell of a workload and kernel is faster."""
+
+    apart: int
+    """pairs of cells whose intervals are apart in one repeat, looked at in another"""
+    alike: int
+    """of those, how many stand in the same order there"""
+
+
+def ranked_alike(taken: Sequence[Taken]) -> Ranking:
+    """Of every two repeats of runs, recurrences of the control left out."""
+    found: dict[tuple, dict[Cell, dict[int, Steady]]] = defaultdict(lambda: defaultdict(dict))
+    for one in taken:
+        if not one.control:
+            found[one.cell.loop, one.cell.kernel, one.cell.batch][one.cell][one.repeat] = one.found
+    apart = alike = 0
+    for cells in found.values():
+        for one, other in combinations(cells.values(), 2):
+            for here, there in permutations(one.keys() & other.keys(), 2):
+                if abs(one[here].throughput - other[here].throughput) > one[here].half_width + other[here].half_width:
+                    apart += 1
+                    alike += (one[here].throughput > other[here].throughput) == (one[there].throughput > other[there].throughput)
+    return Ranking(apart, alike)

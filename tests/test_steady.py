@@ -1,12 +1,14 @@
 """The steady part of a run: what is cut, how wide the interval is, and the instrument that measures many of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, DISCIPLINES
 from lab.engines.run import joined
-from lab.instrument import Cell, Effort, drift, measure
+from lab.instrument import Cell, Effort, Taken, drift, measure, ranked_alike
 from lab.steady import Watch, begin, estimate, pooled, settled, steady
 from lab.workloads import Loop, Workload, grouped, make_prefixes
 
@@ -148,6 +150,18 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
     mean, half = pooled([one.found for one in own if one.cell == cells[0]])
     assert half < 0.04 * mean
     assert engine.kernel == "paged"
+
+
+def test_two_repeats_are_held_against_each_other():
+    def taken(arm, repeat, rate, kernel="paged", control=False):
+        found = SimpleNamespace(throughput=rate, half_width=1.0)
+        return Taken(Cell(arm, kernel, loop=LOOP), repeat, 0, found, control)
+
+    same = [taken("FCFS", 0, 10.0), taken("Feather", 0, 20.0), taken("FCFS", 1, 11.0), taken("Feather", 1, 14.0)]
+    assert ranked_alike(same) == (2, 2)
+    assert ranked_alike([*same, taken("FCFS", 0, 30.0, control=True), taken("FCFS", 0, 30.0, "packed")]) == (2, 2)
+    turned = [taken("FCFS", 0, 10.0), taken("Feather", 0, 20.0), taken("FCFS", 1, 11.5), taken("Feather", 1, 10.0)]
+    assert ranked_alike(turned) == (1, 0), "in the second repeat the intervals touch, so nothing is said there"
 
 
 def test_a_run_that_is_broken_off_leaves_nothing_behind(engine):
