@@ -1,7 +1,8 @@
 """Steady state, measured: arms, kernels and workloads interleaved on one engine, each run until its throughput is known well enough.
 
 What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, those of one repeat have the same requests but for
-suffixes of their own, an adaptive policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows.
+suffixes of their own, an adaptive policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows. A run
+in which the machine stood still is told by its wide interval, and run again.
 """
 
 from collections import defaultdict
@@ -20,6 +21,9 @@ from lab.steady import LEAST_TOKENS, Estimate, Steady, Watch, pooled, steady
 from lab.workloads import Loop, Workload
 
 _WARM_UP = 3.0  # seconds, at most
+_DISTURBED = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which the machine must have stood still in it
+_AGAIN = 2  # times that such a run is repeated
+_SHORT = 5.0  # seconds, at most, of runs whose intervals say no such thing
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Taken(NamedTuple):
     found: Steady
     control: bool
     """a recurrence of the control, beyond its own repeats"""
+    again: int = 0
+    """runs before it that were thrown away, since the machine stood still in them"""
 
 
 def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), control: Cell | None = None, seed: int = 1,
@@ -112,12 +118,16 @@ def _interleaved(bench: "_Bench", cells: list[Cell], control: Cell) -> Iterator[
         for number, index in enumerate(order.permutation(len(left))):
             if number and number % effort.control_every == 0 and left[index] != control:
                 bench.bar.total += 1
-                yield Taken(control, repeat, bench.seed_of(repeat), bench.run(control, repeat), True)
-            found[left[index]].append(bench.run(left[index], repeat))
-            yield Taken(left[index], repeat, bench.seed_of(repeat), found[left[index]][-1], False)
+                yield bench.take(control, repeat, True)
+            yield (taken := bench.take(left[index], repeat))
+            found[left[index]].append(taken.found)
     if bench.runs - first > effort.control_every // 2 and bench.engine.backend != "sim":
         bench.bar.total += 1
-        yield Taken(control, repeat, bench.seed_of(repeat), bench.run(control, repeat), True)
+        yield bench.take(control, repeat, True)
+
+
+def _wide(found: Steady) -> bool:
+    return found.half_width > _DISTURBED * found.throughput
 
 
 def _known(runs: Sequence[Steady], target: float) -> bool:
@@ -152,6 +162,17 @@ class _Bench:
         self.use(cell)
         workload = self.workload(cell.loop, 2 * self.engine.max_batch, -1)
         self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
+
+    def take(self, cell: Cell, repeat: int, control: bool = False) -> Taken:
+        """A run; of one in which the machine seems to have stood still, by its interval and not by its result, the narrowest of up to three."""
+        found, again = self.run(cell, repeat), 0
+        while _wide(found) and again < _AGAIN and self.engine.backend != "sim" and self.effort.limit > _SHORT:
+            self.bar.write(
+                f"{cell.name}: {found.throughput:.0f} tok/s ± {100 * found.half_width / found.throughput:.0f} %: disturbed, run again"
+            )
+            self.bar.total += 1
+            found, again = min(found, self.run(cell, repeat), key=lambda one: one.half_width / one.throughput), again + 1
+        return Taken(cell, repeat, self.seed_of(repeat), found, control, again)
 
     def run(self, cell: Cell, repeat: int) -> Steady:
         self.use(cell)

@@ -8,7 +8,7 @@ import pytest
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, DISCIPLINES
 from lab.engines.run import joined
-from lab.instrument import Cell, Effort, Taken, drift, measure, ranked_alike
+from lab.instrument import Cell, Effort, Taken, _Bench, drift, measure, ranked_alike
 from lab.steady import Watch, begin, estimate, pooled, settled, steady
 from lab.workloads import Loop, Workload, grouped, make_prefixes
 
@@ -150,6 +150,25 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
     mean, half = pooled([one.found for one in own if one.cell == cells[0]])
     assert half < 0.04 * mean
     assert engine.kernel == "paged"
+
+
+@pytest.mark.parametrize(
+    "widths, limit, backend, kept, again",
+    [
+        ([1.0], 10.0, "cpu", 1.0, 0),
+        ([9.0, 1.0], 10.0, "cpu", 1.0, 1),
+        ([9.0, 4.0, 5.0], 10.0, "cpu", 4.0, 2),
+        ([9.0], 2.0, "cpu", 9.0, 0),
+        ([9.0], 1e6, "sim", 9.0, 0),
+    ],
+)
+def test_a_run_in_which_the_machine_stood_still_is_run_again(monkeypatch, widths, limit, backend, kept, again):
+    bar = SimpleNamespace(write=lambda text: None, total=1)
+    bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, bar)
+    left = iter(widths)
+    monkeypatch.setattr(bench, "run", lambda cell, repeat: SimpleNamespace(throughput=10.0, half_width=next(left)))
+    taken = bench.take(Cell("FCFS", loop=LOOP), 0)
+    assert (taken.found.half_width, taken.again, bar.total) == (kept, again, 1 + again) and next(left, None) is None
 
 
 def test_two_repeats_are_held_against_each_other():

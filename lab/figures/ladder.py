@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import NullLocator
 
 from lab.figures.charts import of_metric
 
 PANELS = {"throughput": "throughput, tok/s", "time to first token, p99": "p99 time to first token, s"}
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10)  # of an axis of ratios
 
 
 def ladder(table: pd.DataFrame, rungs: Sequence[str]):
@@ -51,8 +53,10 @@ def effects(table: pd.DataFrame):
                 label = row.kernel if row.kernel not in [text.get_label() for text in axes.lines] else None
                 axes.plot(row.value, height, "o", color=colours[row.kernel], label=label)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:.2g}")
-        axes.xaxis.set_minor_formatter("{x:.2g}")
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in _TICKS if low <= tick <= high] or [1])
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(PANELS[metric].split(",")[0] + ", with over without")
     places[0].set_yticks(range(len(factors)), factors)
     places[0].invert_yaxis()

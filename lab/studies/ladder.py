@@ -20,14 +20,14 @@ THROUGHPUT, TAIL = "throughput", "time to first token, p99"
 
 
 ARRIVAL_STRICT, ORDER, STRICT = "arrival order, strict stop", "Feather (never stop)", "Feather (strict stop)"
-FACTORS = ("row order", "admission order", "stopping")
-"""what is switched by itself under each kernel"""
 _SWITCHED = {
     "row order": [(Rung(STOCK, sorted_rows=True), Rung(STOCK)), (Rung(ORDER, sorted_rows=True), Rung(ORDER))],
-    "admission order": [(Rung(ORDER), Rung(STOCK)), (Rung(ORDER, sorted_rows=True), Rung(STOCK, sorted_rows=True)), (Rung(STRICT), Rung(ARRIVAL_STRICT))],
-    "stopping": [(Rung(STRICT), Rung(ORDER)), (Rung(ARRIVAL_STRICT), Rung(STOCK))],
+    "admission by prefix": [(Rung(ORDER), Rung(STOCK)), (Rung(ORDER, sorted_rows=True), Rung(STOCK, sorted_rows=True))],
+    "admission by prefix, if batches stop": [(Rung(STRICT), Rung(ARRIVAL_STRICT))],
+    "stopping": [(Rung(ARRIVAL_STRICT), Rung(STOCK))],
+    "stopping, if admission is by prefix": [(Rung(STRICT), Rung(ORDER))],
 }  # fmt: skip
-"""factor → pairs of rungs that differ in nothing else; a batch of one group has its rows sorted"""
+"""factor → pairs of rungs that differ in nothing else; a batch of one group has its rows sorted. Order and stopping need each other, so each is told with the other off and on"""
 
 
 def rungs(loop: Loop, kernels: Sequence[str], more: Sequence[str], sorts: bool) -> list[Cell]:

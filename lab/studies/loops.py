@@ -8,6 +8,9 @@ import pandas as pd
 from lab.instrument import Cell, Effort, Taken, measure
 from lab.studies.study import Study
 
+THROWN_AWAY = "disturbed runs thrown away"
+"""metric of a run before which there were some (``lab.instrument``); other runs lack it"""
+
 CONTROL = "control"
 """in the name of the metric of a recurring control's run, so that it is not taken for one of its repeats"""
 
@@ -34,6 +37,8 @@ def take(study: Study, cells: Sequence[Cell], effort: Effort, seed: int = 1, kep
             kept.append(one)
         told = parameters(one.cell)
         metrics = one.found.metrics() | one.found.transient_metrics()
+        if one.again:
+            metrics[THROWN_AWAY] = (one.again, "runs")
         if one.control:
             metrics = {f"{CONTROL}: throughput": metrics["throughput"]}
         for metric, (value, unit) in metrics.items():
