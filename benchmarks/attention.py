@@ -389,6 +389,7 @@ def _ratios(found: dict[Cell, list[dict[str, float]]]) -> dict:
     ):
         told[f"documents_{name}_packed_over_stock_fcfs"] = over(one, asked)
         told[f"documents_{name}_packed_ttft_p99"] = over(one, asked, "time to first token, p99")
+        told[f"documents_{name}_packed_decode_steps"] = over(one, asked, "decode throughput")
     stopping = [Cell(arm, "cascade") for arm in STOPPING if Cell(arm, "cascade") in found]
     if stopping and never in found:
         best = max(stopping, key=lambda cell: np.median([run["throughput"] for run in found[cell]]))
