@@ -5,6 +5,7 @@ suffixes of their own, an adaptive policy starts each run knowing nothing (an ar
 in which the machine stood still is told by its wide interval, and run again.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -167,9 +168,7 @@ class _Bench:
         """A run; of one in which the machine seems to have stood still, by its interval and not by its result, the narrowest of up to three."""
         found, again = self.run(cell, repeat), 0
         while _wide(found) and again < _AGAIN and self.engine.backend != "sim" and self.effort.limit > _SHORT:
-            self.bar.write(
-                f"{cell.name}: {found.throughput:.0f} tok/s ± {100 * found.half_width / found.throughput:.0f} %: disturbed, run again"
-            )
+            self.bar.write(f"{cell.name}: disturbed ({found.throughput:.0f} tok/s ± {found.half_width:.0f}), run again", file=sys.stderr)
             self.bar.total += 1
             found, again = min(found, self.run(cell, repeat), key=lambda one: one.half_width / one.throughput), again + 1
         return Taken(cell, repeat, self.seed_of(repeat), found, control, again)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.steady import against_fcfs
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, DISCIPLINES
 from lab.engines.run import joined
@@ -163,7 +164,7 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
     ],
 )
 def test_a_run_in_which_the_machine_stood_still_is_run_again(monkeypatch, widths, limit, backend, kept, again):
-    bar = SimpleNamespace(write=lambda text: None, total=1)
+    bar = SimpleNamespace(write=lambda text, file: None, total=1)
     bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, bar)
     left = iter(widths)
     monkeypatch.setattr(bench, "run", lambda cell, repeat: SimpleNamespace(throughput=10.0, half_width=next(left)))
@@ -215,3 +216,12 @@ def test_an_overloaded_open_loop_of_short_answers_is_long_enough_for_an_estimate
     (usual,) = measure(engine, [Cell("FCFS", loop=closed)], effort)
     (taken,) = measure(engine, [Cell("FCFS", loop=closed.at(1.5 * usual.found.throughput / closed.mean_decode))], effort)
     assert taken.found.throughput > 0
+
+
+def test_a_benchmarks_cell_is_held_against_fcfs_of_its_own_workload_and_kernel():
+    def cell(arm, rate, kernel="paged"):
+        return {"workload": "w", "kernel": kernel, "arm": arm, "tok_s": rate, "ttft_p99_s": 100 / rate}
+
+    one, other, alone = against_fcfs([cell("Feather", 20.0), cell("FCFS", 10.0), cell("Feather", 30.0, "packed")])
+    assert (one["throughput_ratio"], one["p99_ttft_ratio"]) == (2.0, 0.5) and other["throughput_ratio"] == 1.0
+    assert "throughput_ratio" not in alone
