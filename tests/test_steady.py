@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.shift import AFTER, recovery
 from benchmarks.steady import against_fcfs
 from lab.engines import make_engine
 from lab.engines.arms import ARMS, DISCIPLINES
@@ -225,3 +226,11 @@ def test_a_benchmarks_cell_is_held_against_fcfs_of_its_own_workload_and_kernel()
     one, other, alone = against_fcfs([cell("Feather", 20.0), cell("FCFS", 10.0), cell("Feather", 30.0, "packed")])
     assert (one["throughput_ratio"], one["p99_ttft_ratio"]) == (2.0, 0.5) and other["throughput_ratio"] == 1.0
     assert "throughput_ratio" not in alone
+
+
+def test_a_run_has_recovered_from_when_the_mean_of_all_that_follows_is_good():
+    slow, fast = np.arange(0.0, 30.0, 0.2), np.arange(30.0, 70.0, 0.1)  # tok/s: 5, then 10; the change comes at 25 s
+    seconds, share = recovery(25.0, np.concatenate([slow, fast]), 10.0)
+    assert seconds == 1.0, "5 of the 45 s after the change are slow; with the first of them left out, the mean is within 5 %"
+    assert share == pytest.approx(1.0, abs=0.01)
+    assert recovery(25.0, np.concatenate([slow, fast]), 20.0)[0] == AFTER
