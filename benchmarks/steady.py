@@ -77,14 +77,14 @@ TOLD = {"decode_tok_s": "decode throughput", "mean_batch": "mean batch", "groups
 
 
 def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
-    """A cell of the result. ``ci``: the 95 % interval of ``tok_s``; ``ci_share``: half of it over ``tok_s``; ``each``: both of each run; ``disturbed``: runs thrown away
+    """A cell of the result. ``ci``: the 95 % interval of ``tok_s``; ``ci_share``: half of it over ``tok_s``; ``each``: both of each run; ``thrown_away``: runs
     (``lab.instrument``)."""
     found = [one.found for one in runs]
     mean, half = pooled(found)
     metrics = [run.metrics() for run in found]
     return {
         "backend": part.backend, "device": device, "workload": cell.loop.name, "kernel": cell.kernel, "arm": cell.arm + SORTED * cell.sorted_rows,
-        "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs), "disturbed": sum(one.again for one in runs),
+        "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs), "thrown_away": sum(one.again for one in runs),
         "each": [[run.throughput, run.half_width] for run in found], "steady_s": sum(run.run.seconds for run in found),
         **{key: float(np.median([one[metric][0] for one in metrics if metric in one] or [np.nan])) for key, metric in TOLD.items()},
     }  # fmt: skip

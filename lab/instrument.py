@@ -2,7 +2,7 @@
 
 What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, those of one repeat have the same requests but for
 suffixes of their own, an adaptive policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows. A run
-in which the machine stood still is told by its wide interval, and run again.
+whose interval is too wide to say anything, as where the machine stood still in it, is run again.
 """
 
 import sys
@@ -22,7 +22,7 @@ from lab.steady import LEAST_TOKENS, Estimate, Steady, Watch, pooled, steady
 from lab.workloads import Loop, Workload
 
 _WARM_UP = 3.0  # seconds, at most
-_DISTURBED = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which the machine must have stood still in it
+_WIDE = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which it says too little: as where the machine stood still
 _AGAIN = 2  # times that such a run is repeated
 _SHORT = 5.0  # seconds, at most, of runs whose intervals say no such thing
 
@@ -84,7 +84,7 @@ class Taken(NamedTuple):
     control: bool
     """a recurrence of the control, beyond its own repeats"""
     again: int = 0
-    """runs before it that were thrown away, since the machine stood still in them"""
+    """runs of which it is the one with the narrowest interval, less itself"""
 
 
 def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), control: Cell | None = None, seed: int = 1,
@@ -128,7 +128,7 @@ def _interleaved(bench: "_Bench", cells: list[Cell], control: Cell) -> Iterator[
 
 
 def _wide(found: Steady) -> bool:
-    return found.half_width > _DISTURBED * found.throughput
+    return found.half_width > _WIDE * found.throughput
 
 
 def _known(runs: Sequence[Steady], target: float) -> bool:
@@ -165,10 +165,10 @@ class _Bench:
         self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
 
     def take(self, cell: Cell, repeat: int, control: bool = False) -> Taken:
-        """A run; of one in which the machine seems to have stood still, by its interval and not by its result, the narrowest of up to three."""
+        """A run; of one whose interval is too wide, the narrowest of up to three. Its interval decides, not its result."""
         found, again = self.run(cell, repeat), 0
         while _wide(found) and again < _AGAIN and self.engine.backend != "sim" and self.effort.limit > _SHORT:
-            self.bar.write(f"{cell.name}: disturbed ({found.throughput:.0f} tok/s ± {found.half_width:.0f}), run again", file=sys.stderr)
+            self.bar.write(f"{cell.name}: {found.throughput:.0f} tok/s ± {found.half_width:.0f} says too little, run again", file=sys.stderr)
             self.bar.total += 1
             found, again = min(found, self.run(cell, repeat), key=lambda one: one.half_width / one.throughput), again + 1
         return Taken(cell, repeat, self.seed_of(repeat), found, control, again)

@@ -164,7 +164,7 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
         ([9.0], 1e6, "sim", 9.0, 0),
     ],
 )
-def test_a_run_in_which_the_machine_stood_still_is_run_again(monkeypatch, widths, limit, backend, kept, again):
+def test_a_run_that_says_too_little_is_run_again(monkeypatch, widths, limit, backend, kept, again):
     bar = SimpleNamespace(write=lambda text, file: None, total=1)
     bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, bar)
     left = iter(widths)

@@ -8,8 +8,8 @@ import pandas as pd
 from lab.instrument import Cell, Effort, Taken, measure
 from lab.studies.study import Study
 
-THROWN_AWAY = "disturbed runs thrown away"
-"""metric of a run before which there were some (``lab.instrument``); other runs lack it"""
+THROWN_AWAY = "runs thrown away"
+"""metric of a run beside which there were some with wider intervals (``lab.instrument``); other runs lack it"""
 
 CONTROL = "control"
 """in the name of the metric of a recurring control's run, so that it is not taken for one of its repeats"""
