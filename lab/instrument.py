@@ -25,6 +25,7 @@ _WARM_UP = 3.0  # seconds, at most
 _WIDE = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which it says too little: as where the machine stood still
 _AGAIN = 2  # times that such a run is repeated
 _SHORT = 5.0  # seconds, at most, of runs whose intervals say no such thing
+_FASTEST = 4000.0  # tokens a second, for which requests suffice while an arm learns
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Effort:
     """half the width of the 95 % interval of the throughput, as a share of it: a run ends there"""
     limit: float = 40.0
     """seconds of a run on the engine's clock, at most"""
+    learning: float = 12.0
+    """seconds that an arm that learns is given on a real engine before its steady part may begin, beyond ``limit``: the planner settles within 3 to 13
+    (``benchmarks.steady``), and a rule that looks for the end of a transient misses one that is as long as the run. None where runs are short"""
     turnovers: float = 5.0
     """of the whole batch that a run's steady part has at least; a run has at most six times as many"""
     more_repeats: int = 0
@@ -168,7 +172,9 @@ class _Bench:
         """A run; of one whose interval is too wide, the narrowest of up to three. Its interval decides, not its result."""
         found, again = self.run(cell, repeat), 0
         while _wide(found) and again < _AGAIN and self.engine.backend != "sim" and self.effort.limit > _SHORT:
-            self.bar.write(f"{cell.name}: {found.throughput:.0f} tok/s ± {found.half_width:.0f} says too little, run again", file=sys.stderr)
+            self.bar.write(
+                f"{cell.name}: {found.throughput:.0f} tok/s ± {found.half_width:.0f} says too little, run again", file=sys.stderr
+            )
             self.bar.total += 1
             found, again = min(found, self.run(cell, repeat), key=lambda one: one.half_width / one.throughput), again + 1
         return Taken(cell, repeat, self.seed_of(repeat), found, control, again)
@@ -179,15 +185,19 @@ class _Bench:
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
         # An estimate goes by the tokens that came until the last request was sent. These suffice up to four times what the engine can serve.
         least = ceil(4 * LEAST_TOKENS / loop.mean_decode)
-        workload = self.workload(loop, (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)), repeat)
+        lasts = effort.limit > _SHORT and self.engine.backend != "sim"
+        learned = effort.learning if lasts and arm_of(cell.arm).learns else 0.0
+        requests = (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)) + ceil(learned * _FASTEST / loop.mean_decode)
+        workload = self.workload(loop, requests, repeat)
 
         def tell(now: float, estimate: Estimate) -> None:
             spread = 100 * estimate.half_width / estimate.mean
             self.bar.set_postfix_str(f"{cell.name}: {estimate.mean:.0f} tok/s ± {spread:.1f} % after {now:.3g} s", refresh=False)
 
         # Of less than a whole batch's answers the steady part may hold nobody's first token.
-        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell, rows * loop.mean_decode)
-        found = steady(self.engine.run(workload, arm_of(cell.arm), watch))
+        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell, rows * loop.mean_decode, learned)
+        run = self.engine.run(workload, arm_of(cell.arm), watch)
+        found = steady(run, min(learned, (run.closed_until or run.seconds) / 2))  # where the requests did not last, half of it
         self.bar.update()
         return found
 

@@ -76,12 +76,12 @@ def begin(series: np.ndarray) -> int:
     return int(np.argmin(errors))
 
 
-def estimate(token_times: np.ndarray, end: float) -> Estimate:
-    """Throughput of the steady part until ``end``, from when tokens came, in ascending order. The interval is that of ten batch means (Law,
+def estimate(token_times: np.ndarray, end: float, learned: float = 0.0) -> Estimate:
+    """Throughput of the steady part until ``end``, from when tokens came, in ascending order; what came before ``learned`` is cut in any case. The interval is that of ten batch means (Law,
     Simulation Modeling and Analysis, ch. 9.5.3), widened where one batch tells of the next: by what a first-order autoregressive process of
     their correlation asks for, as ASAP3 does (Steiger et al., "ASAP3: a batch means procedure for steady-state simulation analysis", ACM TOMACS 2005)."""
-    counts, _ = np.histogram(token_times, bins=LEAST_TOKENS, range=(0, end))
-    first = begin(counts.reshape(-1, 5).mean(1)) * 5 * end / LEAST_TOKENS
+    counts, _ = np.histogram(token_times, bins=LEAST_TOKENS, range=(learned, end))
+    first = learned + begin(counts.reshape(-1, 5).mean(1)) * 5 * (end - learned) / LEAST_TOKENS
     means, _ = np.histogram(token_times, bins=_BATCHES, range=(first, end))
     rates = means / (end - first) * _BATCHES
     half = stats.t.ppf(0.975, _BATCHES - 1) * rates.std(ddof=1) / np.sqrt(_BATCHES) * _widened(rates)
@@ -96,16 +96,17 @@ def _widened(rates: np.ndarray) -> float:
     return float(np.sqrt((1 + correlation) / (1 - correlation)))
 
 
-def steady(run: Run) -> Steady:
-    """The part of a run that is neither transient nor drained: from where MSER-5 says to where the last request was sent, or the run was broken
-    off. Raises ValueError where nothing ran until then."""
+def steady(run: Run, learned: float = 0.0) -> Steady:
+    """The part of a run that is neither transient nor drained: from where MSER-5 says, and not before ``learned`` seconds, to where the last request was sent, or
+    the run was broken off. Raises ValueError where nothing ran until then."""
     end = run.closed_until or run.seconds
     inside = run.token_times[run.token_times <= end]
-    if len(inside) < LEAST_TOKENS:
+    if (inside > learned).sum() < LEAST_TOKENS:
         raise ValueError(
-            f"a steady state needs at least {LEAST_TOKENS} tokens before the last request is sent, and there were {len(inside)}: send more requests"
+            f"a steady state needs at least {LEAST_TOKENS} tokens before the last request is sent{f' and after {learned:g} s' if learned else ''}, "
+            f"and there were {(inside > learned).sum()}: send more requests"
         )
-    first, mean, half = estimate(inside, end)
+    first, mean, half = estimate(inside, end, learned)
     part = run.window(first, end)
     transient = float((inside <= first).sum() / first) if first else mean
     return Steady(part, run, first, mean, half, transient, settled(inside, first, end, mean))
@@ -140,12 +141,20 @@ class Watch:
         limit: seconds; of fewer tokens than an estimate needs the run goes on.
         tell: called with each estimate on the way.
         least: tokens of a whole run, without which it goes on beyond the limit, too.
+        learned: seconds that do not count, neither for the throughput nor for the limit.
     """
 
     def __init__(
-        self, tokens: int, target: float, limit: float, tell: Callable[[float, Estimate], None] | None = None, least: int = LEAST_TOKENS
+        self,
+        tokens: int,
+        target: float,
+        limit: float,
+        tell: Callable[[float, Estimate], None] | None = None,
+        least: int = LEAST_TOKENS,
+        learned: float = 0.0,
     ):
-        self._tokens, self._target, self._limit, self._tell, self._least = tokens, target, limit, tell, max(least, LEAST_TOKENS)
+        self._tokens, self._target, self._limit, self._tell, self._least = tokens, target, learned + limit, tell, max(least, LEAST_TOKENS)
+        self._learned = learned
         self._next = max(LEAST_TOKENS, tokens // 4)
         self._before = False  # whether the last estimate was good enough: two in a row are asked for, since one may be so by chance
 
@@ -155,10 +164,10 @@ class Watch:
         now = token_times[-1]
         if now >= self._limit and len(token_times) > self._least:
             return True
-        if len(token_times) < self._next:
+        if len(token_times) < self._next or now <= self._learned:
             return False
         self._next = int(1.05 * len(token_times)) + 1
-        found = estimate(np.array(token_times), now)
+        found = estimate(np.array(token_times), now, self._learned)
         if self._tell:
             self._tell(now, found)
         before, self._before = (

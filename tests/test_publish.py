@@ -57,14 +57,16 @@ def test_every_table_has_a_place():
     assert [name for name in TABLES if f"<!-- {name} -->" not in text] == []
 
 
-def test_a_second_run_of_the_reference_came_to_the_same_verdicts():
+def test_where_a_second_run_of_the_reference_came_to_another_verdict_the_data_page_says_so():
     folder = ROOT / "data" / "recorded" / recorded.reference(ROOT)
     if not (folder / AGAIN).exists():
         assert "no `claims-again.csv`" in (ROOT / "data" / "README.md").read_text(encoding="utf-8"), (
             "data/README.md says so where none is kept"
         )
         pytest.skip("the reference run has not been repeated")
-    assert disagreements(folder) == []
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"\b[ME]\d+\b", page.partition("**The second run.**")[2].partition("\n\n")[0]))
+    assert {line.partition(":")[0] for line in disagreements(folder)} <= told
 
 
 HEAD = "claim,text,paper,ours,low,high,repeats,unit,backend,device,verdict,reason,study,profile,revision"

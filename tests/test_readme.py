@@ -110,7 +110,7 @@ def recorded_ratios() -> set[str]:
     found = set()
     for path in (ROOT / "data" / "recorded").glob("*/found.md"):
         found |= set(re.findall(r"(\d+\.\d+)×", path.read_text(encoding="utf-8")))
-    for path in (ROOT / "data" / "recorded").glob("*/claims.csv"):
+    for path in (ROOT / "data" / "recorded").glob("*/claims*.csv"):
         claims = pd.read_csv(path, keep_default_na=False)
         found |= set(re.findall(r"\d+(?:\.\d+)?", " ".join(claims["reason"])))
         values = pd.to_numeric(pd.concat([claims["ours"], claims["low"], claims["high"]])).dropna()

@@ -109,6 +109,22 @@ def test_the_watch_ends_a_run_when_the_interval_is_narrow_or_the_time_is_up():
     assert next(times[count - 1] for count in range(1, len(times)) if watch(list(times[:count]))) < 40
 
 
+def test_what_an_arm_does_while_it_learns_is_cut():
+    slow, fast = np.arange(0.0, 12.0, 0.2), np.arange(12.0, 20.0, 0.1)  # tok/s: 5, then 10
+    times = np.concatenate([slow, fast])
+    found = estimate(times, 20.0, 12.0)
+    assert found.begin >= 12 and found.mean == pytest.approx(10, rel=0.05)
+    watch = Watch(tokens=50, target=0.05, limit=6.0, learned=12.0)
+    ended = next(times[count - 1] for count in range(1, len(times) + 1) if watch(list(times[:count])))
+    assert 12 < ended <= 18.1
+
+
+@pytest.mark.parametrize("name, learns", [("FCFS", False), ("Feather", True), ("Feather (never stop)", False), ("Feather (bandit alone)", True),
+                                          ("authors' bandit", True), ("authors' rule", False), ("oracle (stop)", False), ("LPM", False)])  # fmt: skip
+def test_which_arms_learn(name, learns):
+    assert ARMS[name].learns == learns
+
+
 def test_a_run_goes_on_beyond_its_limit_for_want_of_tokens():
     times = list(np.arange(0.01, 20, 0.01))
     assert len(times) > (ended := next(count for count in range(1, len(times)) if Watch(1, 1e-9, 2.0, least=600)(times[:count]))) > 600

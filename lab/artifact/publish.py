@@ -140,7 +140,7 @@ def tables() -> dict[str, str]:
         if name and (folder / "claims.csv").exists():
             found[prefix] = claims = recorded.read(folder / "claims.csv")
             run = _read(folder)
-            made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run))
+            made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run), _again(folder))
             made[f"{prefix}times"] = times_table(run["seconds"])
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
     made["commands"] = commands_table(found.get("", none), found.get("modelled-", none))
@@ -208,16 +208,26 @@ def measured_elsewhere(run: dict) -> pd.DataFrame:
     return kept[kept["backend"] != "sim"]
 
 
-def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None) -> str:
-    """A run's claims as a table, with a column for each device of ``elsewhere`` (rows of ``recorded.load``), and under it which
-    were not run and why."""
+def _again(folder: Path) -> pd.DataFrame | None:
+    """The claims of the second run, if there is one."""
+    if not (folder / AGAIN).exists():
+        return None
+    claims = recorded.read(folder / AGAIN)
+    return claims[claims["verdict"] != "not run here"]
+
+
+def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None, again: pd.DataFrame | None = None) -> str:
+    """A run's claims as a table, with a column for the second run on the same device and one for each device of ``elsewhere`` (rows of
+    ``recorded.load``), and under it which were not run and why. Beside those the verdict stands where it is another."""
     elsewhere = pd.DataFrame(columns=recorded.COLUMNS) if elsewhere is None else elsewhere
     others = list(elsewhere.groupby("run", sort=False))
-    heads = ["claim", "what the paper says", "paper", _here(claims) if others else "here", "verdict", *(_head(rows) for _, rows in others)]
+    second = [] if again is None else [again]
+    heads = ["claim", "what the paper says", "paper", _here(claims) if others else "here", "verdict",
+             *(f"here again, at {rows['revision'].iloc[0]}" for rows in second), *(_head(rows) for _, rows in others)]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for _, rows in claims.groupby("claim", sort=False):
         verdicts = set(rows["verdict"])
-        columns = [_there(found[found["claim"] == rows["claim"].iloc[0]], verdicts) for _, found in others]
+        columns = [_there(found[found["claim"] == rows["claim"].iloc[0]], verdicts) for found in (*second, *(found for _, found in others))]
         for row in rows.itertuples():
             tested = row.verdict != "not run here"
             if tested or any(columns):

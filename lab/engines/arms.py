@@ -5,6 +5,7 @@ from typing import Any
 
 from feather.options import Options
 from feather.policies import POLICIES
+from feather.policies.registry import policy_class
 from lab import policies
 from lab.policies import dotted
 
@@ -23,6 +24,13 @@ class Arm:
     """in a few words, for the table of arms"""
     source: str = ""
     """where it is from, if not from where its kind is (``SOURCES``)"""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it changes while it serves, so that what it does first is not what it does for good."""
+        if self.kind == "published":
+            return self.options["rule"] == "bandit"
+        return self.kind == "feather" and policy_class(self.options.get("policy", Options.policy)).kind is not None
 
 
 SOURCES = {
