@@ -108,7 +108,7 @@ def recorded_ratios() -> set[str]:
     """The recorded claims' values, the ratios in their reasons and in what their notebooks found, and the recorded benchmarks' ratios, as prose
     rounds them."""
     found = set()
-    for path in (ROOT / "data" / "recorded").glob("*/found.md"):
+    for path in (ROOT / "data" / "recorded").glob("*/found*.md"):
         found |= set(re.findall(r"(\d+\.\d+)×", path.read_text(encoding="utf-8")))
     for path in (ROOT / "data" / "recorded").glob("*/claims*.csv"):
         claims = pd.read_csv(path, keep_default_na=False)

@@ -37,7 +37,7 @@ from lab.studies.words import listed
 
 TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies", "arms")
 AGAIN = "claims-again.csv"
-FOUND = "found.md"
+FOUND, FOUND_AGAIN = "found.md", "found-again.md"
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
 
 
@@ -118,6 +118,7 @@ def publish_again(out: Path) -> str:
     if not (target / "claims.csv").exists():
         raise ValueError(f"{out} is of {run['device']}, of which no run is kept: publish it without --again")
     shutil.copy(out / "claims.csv", target / AGAIN)
+    (target / FOUND_AGAIN).write_text(found_in(out, run), encoding="utf-8")
     differ = disagreements(target)
     return f"kept in {target / AGAIN}: " + ("the verdicts agree" if not differ else "; ".join(differ))
 
@@ -143,7 +144,7 @@ def tables() -> dict[str, str]:
             made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run), _again(folder))
             made[f"{prefix}times"] = times_table(run["seconds"])
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
-    made["commands"] = commands_table(found.get("", none), found.get("modelled-", none))
+    made["commands"] = commands_table(found.get("", none), found.get("modelled-", none), _again(ROOT / "data" / "recorded" / folders[""]))
     made["policies"] = policies_table()
     made["arms"] = arms_table()
     return made
@@ -250,8 +251,9 @@ def _not_run(claims: pd.DataFrame) -> list[str]:
     ]
 
 
-def commands_table(measured: pd.DataFrame, modelled: pd.DataFrame) -> str:
-    """How each claim is tested, how long that takes, and what the reference run found, or the modelled run where none measures it."""
+def commands_table(measured: pd.DataFrame, modelled: pd.DataFrame, again: pd.DataFrame | None = None) -> str:
+    """How each claim is tested, how long that takes, and what the reference run found, with the second run's finding where its verdict was another; or what
+    the modelled run found where none measures it."""
     lines = ["| claim | what the paper says | notebook | command | min, smoke / default | what to expect |", "|---" * 6 + "|"]
     for claim in book.CLAIMS.values():
         backend, record = ("cpu", measured) if book.measured(claim.id) else ("sim", modelled)
@@ -261,6 +263,10 @@ def commands_table(measured: pd.DataFrame, modelled: pd.DataFrame) -> str:
         minutes = " / ".join(f"{sum(time[size] for time in times):g}" for size in (0, 1)) if all(times) else "not timed"
         rows = record[(record["claim"] == claim.id) & (record["verdict"] != "not run here")]
         expected = "; ".join(f"{recorded.number(row)}, {row.verdict}" for row in rows.itertuples()) or "no run is kept"
+        second = () if again is None or backend == "sim" else again[again["claim"] == claim.id].itertuples()
+        expected += "".join(
+            f"; a second run: {recorded.number(row)}, {row.verdict}" for row in second if row.verdict not in set(rows["verdict"])
+        )
         lines.append(f"| {claim.id} | {claim.text}: {claim.paper} | {notebooks} | `{book.command(claim.id)}` | {minutes} | {expected} |")
     return "\n".join(lines)
 
