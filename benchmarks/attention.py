@@ -210,7 +210,7 @@ def _equality(folder: Path, rounds: int, requests: int) -> dict:
             alike = number == 2 and index < 40  # a stretch in which all share something
             one_of_all = system if alike else whole
             loras.append(None if alike else (None, None, *adapters)[index % 4])
-            prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 else {})})
+            prompts.append({"prompt_token_ids": one_of_all + own, **({"cache_salt": "other"} if index % 7 == 0 and not alike else {})})
             params.append(
                 SamplingParams(
                     temperature=0,

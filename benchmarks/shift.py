@@ -13,6 +13,7 @@ from benchmarks.timing import main
 from lab.engines import make_engine
 from lab.engines.arms import ARMS
 from lab.engines.engine import Engine
+from lab.instrument import Effort
 from lab.steady import Watch, steady
 from lab.workloads import Prompt, Workload, even_sizes, grouped, make_prefixes
 
@@ -99,7 +100,9 @@ def reference(engine: Engine, phase: Phase, limit: float) -> dict[str, float]:
     found = {}
     for number, arm in enumerate(OTHERS):
         workload = Workload(phase.prompts(5000, 9000 + number), clients=CLIENTS)
-        found[arm] = steady(engine.run(workload, ARMS[arm], Watch(5 * BATCH * sum(phase.decode) // 2, 0.03, limit))).throughput
+        learned = Effort.learning if ARMS[arm].learns else 0.0
+        watch = Watch(5 * BATCH * sum(phase.decode) // 2, 0.03, limit, learned=learned)
+        found[arm] = steady(engine.run(workload, ARMS[arm], watch), learned).throughput
     return found
 
 
@@ -108,7 +111,7 @@ def run(changes: str, seeds: int, limit: float) -> dict:
     if unknown := [name for name in names if name not in CHANGES]:
         raise SystemExit(f"--changes {';'.join(unknown)}: choose from {'; '.join(CHANGES)}")
     engine = make_engine("cpu", max_batch=BATCH)
-    found: dict = {"device": engine.device_name, "kernel_and_arms": f"{ARM} against {', '.join(OTHERS)}", "changes": {}}
+    found: dict = {"device": engine.device_name, "arm": ARM, "against": list(OTHERS), "changes": {}}
     with tqdm(total=len(names) * (1 + seeds), unit="part") as bar:
         for name in names:
             bar.set_description(name)

@@ -68,7 +68,7 @@ class Effort:
     """seconds of a run on the engine's clock, at most"""
     learning: float = 12.0
     """seconds that an arm that learns is given on a real engine before its steady part may begin, beyond ``limit``: the planner settles within 3 to 13
-    (``benchmarks.steady``), and a rule that looks for the end of a transient misses one that is as long as the run. None where runs are short"""
+    (``benchmarks.steady``), and a rule that looks for the end of a transient misses one that is as long as the run. Not where runs are short"""
     turnovers: float = 5.0
     """of the whole batch that a run's steady part has at least; a run has at most six times as many"""
     more_repeats: int = 0
@@ -168,10 +168,15 @@ class _Bench:
         workload = self.workload(cell.loop, 2 * self.engine.max_batch, -1)
         self.engine.run(workload, arm_of(cell.arm), lambda token_times: bool(token_times) and token_times[-1] > _WARM_UP)
 
+    @property
+    def _lasts(self) -> bool:
+        """Whether runs are on a real engine, and long enough for their intervals to say something."""
+        return self.effort.limit > _SHORT and self.engine.backend != "sim"
+
     def take(self, cell: Cell, repeat: int, control: bool = False) -> Taken:
         """A run; of one whose interval is too wide, the narrowest of up to three. Its interval decides, not its result."""
         found, again = self.run(cell, repeat), 0
-        while _wide(found) and again < _AGAIN and self.engine.backend != "sim" and self.effort.limit > _SHORT:
+        while _wide(found) and again < _AGAIN and self._lasts:
             self.bar.write(
                 f"{cell.name}: {found.throughput:.0f} tok/s ± {found.half_width:.0f} says too little, run again", file=sys.stderr
             )
@@ -185,8 +190,7 @@ class _Bench:
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
         # An estimate goes by the tokens that came until the last request was sent. These suffice up to four times what the engine can serve.
         least = ceil(4 * LEAST_TOKENS / loop.mean_decode)
-        lasts = effort.limit > _SHORT and self.engine.backend != "sim"
-        learned = effort.learning if lasts and arm_of(cell.arm).learns else 0.0
+        learned = effort.learning if self._lasts and arm_of(cell.arm).learns else 0.0
         requests = (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)) + ceil(learned * _FASTEST / loop.mean_decode)
         workload = self.workload(loop, requests, repeat)
 

@@ -62,7 +62,8 @@ def publish(out: Path, mended: bool = False) -> Path:
     page = gallery(out, run, recorded.read(out / "claims.csv"))
     target = _folder(run)
     target.mkdir(parents=True, exist_ok=True)
-    (target / AGAIN).unlink(missing_ok=True)
+    for name in (AGAIN, FOUND_AGAIN):
+        (target / name).unlink(missing_ok=True)
     for name in ("claims.csv", "run.json"):
         shutil.copy(out / name, target / name)
     compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
@@ -92,9 +93,8 @@ def found_in(out: Path, run: dict) -> str:
         for cell in json.loads((out / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
                 told = output.get("data", {}).get("text/markdown") or (output.get("text", "") if output.get("name") == "stdout" else "")
-                said.append(
-                    "\n".join(line for line in "".join(told).splitlines() if "\x1b[" not in line).strip()
-                )  # coloured: another process's log
+                lines = [line for line in "".join(told).splitlines() if "\x1b[" not in line]  # coloured: another process's log
+                said.append("\n".join(lines).strip())
         if any(said):
             parts += ["", f"## {name}", "", "\n\n".join(filter(None, said))]
     return "\n".join(parts) + "\n"

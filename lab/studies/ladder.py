@@ -76,7 +76,7 @@ def _values(table: pd.DataFrame, metric: str, rung: Rung) -> np.ndarray:
 def effects_figure(study: Study, table: pd.DataFrame, steps: Sequence[Cell]) -> None:
     rates, tails = effects(table, steps), effects(table, steps, TAIL)
     (kernel, factor), most = max(rates.items(), key=lambda one: one[1].median)
-    where = f"{factor} under the {kernel} kernel" if kernel != "all" else f"the {factor}"
+    where = f"{factor} ({kernel} kernel)," if kernel != "all" else f"the {factor}"
     rows = pd.DataFrame(
         [
             {"kernel": kernel, "factor": factor, "metric": metric, "value": ratio.median, "low": ratio.low, "high": ratio.high}
