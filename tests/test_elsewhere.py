@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import book
+from lab import book, machine
 from lab.artifact import cli, plan, report
 from lab.artifact import notebooks as runner
 from lab.files import replace
@@ -338,3 +338,24 @@ def test_an_out_that_cannot_be_written_is_refused(notebooks, tmp_path, capsys, m
     assert cli.main([*COMMAND, "--out", str(tmp_path / "out")]) == 2
     assert "Read-only file system" in capsys.readouterr().err
     assert book.ROOT == ROOT
+
+
+# A processor that is slow in bfloat16
+
+
+@pytest.mark.parametrize("flags, dtype, gib", [("fpu avx2 fma", "float32", 8), ("fpu avx2 avx512f avx512bw", "bfloat16", 4)])
+def test_models_compute_in_what_the_processor_is_fast_in_and_the_cache_holds_as_many_tokens(monkeypatch, flags, dtype, gib):
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "_cpuinfo", lambda field: flags if field == "flags" else "")
+    machine.cpu_dtype.cache_clear()
+    try:
+        assert (machine.cpu_dtype(), machine.gib(4)) == (dtype, gib)
+        assert machine.engine_version(machine.cpu_dtype()).endswith(", float32") is (dtype == "float32"), "rows say which"
+        monkeypatch.setattr(machine, "memory_gib", lambda: (16.0, 7.0))
+        if dtype == "float32":
+            with pytest.raises(MemoryError, match=r"a KV cache of 8 GiB \(float32\) needs about 10.0 GiB"):
+                machine.check_memory(4)
+        else:
+            machine.check_memory(4)
+    finally:
+        machine.cpu_dtype.cache_clear()

@@ -30,12 +30,13 @@ class RealEngine:
     max_batch: int = 32
     max_batched_tokens: int = 8192
     kv_gib: int = 4
-    """whole GiB; cpu only: on a GPU vLLM takes what the weights leave"""
+    """whole GiB of bfloat16 (``machine.gib``); cpu only: on a GPU vLLM takes what the weights leave"""
     kv_tokens: int | None = None
     """that the KV cache holds: fewer than it could, for studies of evictions; None: all that it can"""
     block_size: int | None = None
     """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
-    dtype: str = "bfloat16"
+    dtype: str | None = None
+    """default: bfloat16, and on a CPU what that one is fast in (``machine.cpu_dtype``)"""
     weights: str | None = None
     """path of a model with real weights, instead of ``model``"""
     kernel: str = "paged"
@@ -61,10 +62,11 @@ class RealEngine:
 
     @property
     def engine_version(self) -> str:
-        return machine.engine_version()
+        return machine.engine_version(self.dtype)
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
+        self.dtype = self.dtype or ("bfloat16" if self.backend == "gpu" else machine.cpu_dtype())
         if self.model not in MODELS:
             raise ValueError(f"model {self.model!r} is not one of: {', '.join(MODELS)}")
         shape = MODELS[self.model]
@@ -74,12 +76,12 @@ class RealEngine:
         if self.kv_gib < 1 or self.kv_gib != int(self.kv_gib):
             raise ValueError(f"kv_gib={self.kv_gib} must be a whole number of GiB, at least 1")
         if self.backend == "cpu":
-            machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30)
+            machine.check_memory(self.kv_gib, shape.weight_bytes / 2**30, self.dtype)
         # Read by vLLM at import: the engine in this process, nothing fetched, and one model runner in every arm.
         os.environ.update(
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
             VLLM_USE_V2_MODEL_RUNNER=str(int(self.runner == "V2")),
-            VLLM_CPU_KVCACHE_SPACE=str(int(self.kv_gib)),
+            VLLM_CPU_KVCACHE_SPACE=str(int(machine.gib(self.kv_gib, self.dtype))),
             HF_HUB_OFFLINE="1",
         )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

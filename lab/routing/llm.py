@@ -16,6 +16,7 @@ from ray.serve.llm.deployment import LLMServer
 
 from feather.ray.prompts import prefix_path
 from feather.ray.statistics import Outstanding
+from lab import machine
 from lab.llm import TINY_LLAMA
 from lab.routing import fleet
 
@@ -53,11 +54,11 @@ def application(folder: Path, replicas: int = 2, rows: int = 16):
             "request_router_config": {"request_router_class": "feather.ray.router.FeatherRouter", "request_routing_stats_period_s": 0.5},
         },
         engine_kwargs={
-            "load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": rows, "block_size": 32,
+            "load_format": "dummy", "skip_tokenizer_init": True, "dtype": machine.cpu_dtype(), "enforce_eager": True, "max_num_seqs": rows, "block_size": 32,
             "max_model_len": TINY_LLAMA.max_tokens, "enable_prefix_caching": True, "scheduler_cls": "feather.vllm.FeatherScheduler",
             "distributed_executor_backend": "uni", "additional_config": {"feather": {"policy": "never_stop"}},
         },
-        runtime_env={"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}},
+        runtime_env={"env_vars": {"VLLM_CPU_KVCACHE_SPACE": str(int(machine.gib(1))), "HF_HUB_OFFLINE": "1"}},
         log_engine_metrics=False,
     )  # fmt: skip
     return build_openai_app({"llm_configs": [config]})

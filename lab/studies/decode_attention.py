@@ -73,8 +73,9 @@ class Bench:
     """One layer's pool on a device and the kernels over it. Raises ValueError for a backend or heads that are not there,
     MemoryError where the pool does not fit."""
 
-    def __init__(self, backend: str, heads: str, sizes: Sizes, dtype: str = "bfloat16"):
+    def __init__(self, backend: str, heads: str, sizes: Sizes, dtype: str | None = None):
         self.backend, _ = machine.choose_backend(backend)
+        dtype = dtype or ("bfloat16" if self.backend == "gpu" else machine.cpu_dtype())
         if heads not in HEADS:
             raise ValueError(f"heads {heads!r} are not one of: {', '.join(HEADS)}")
         self.heads, self.sizes, self.dtype = heads, sizes, dtype

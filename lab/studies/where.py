@@ -33,11 +33,13 @@ MEANS = {
 
 
 def found(backend: str, kv_gib: float) -> str:
-    """Which backend runs here, why, and whether a CPU's KV cache of ``kv_gib`` GiB fits, as Markdown. Raises ValueError for a backend that
+    """Which backend runs here, why, and whether a CPU's KV cache of ``kv_gib`` GiB of bfloat16 fits, as Markdown. Raises ValueError for a backend that
     cannot run here, MemoryError where the KV cache does not fit."""
     chosen, reason = machine.choose_backend(backend)
     text = f"**Backend `{chosen}`**, because {reason}. Its numbers come from {MEANS[chosen]}."
     if chosen == "cpu":
         machine.check_memory(kv_gib)
-        text += f" A KV cache of {kv_gib:g} GiB fits: {machine.memory_gib()[1]:.0f} GiB of memory are free."
+        text += f" A KV cache of {machine.gib(kv_gib):g} GiB fits: {machine.memory_gib()[1]:.0f} GiB of memory are free."
+        if machine.cpu_dtype() != "bfloat16":
+            text += f" Models compute in {machine.cpu_dtype()}: this CPU has no AVX-512, without which bfloat16 is slower."
     return text
