@@ -1,5 +1,7 @@
 """Routers before modelled replicas: the rules, the model, and what the study makes of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -124,3 +126,11 @@ def test_the_study_says_what_it_found(tmp_path):
     routing.draw_modelled(study, feather, SETTING)
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {"routers_fcfs", "routers_feather", "routers_modelled"}
     assert set(table["backend"]) == {"sim"}
+
+
+def test_on_a_slow_machine_modelled_replicas_run_until_they_have_answered(tmp_path):
+    slow = replace(SETTING, law=Law(fixed=0.5, per_row=0.1, per_token=0.01))
+    study = Study("50_several_machines", None, tmp_path, backend="sim")
+    table = routing.model(study, slow, [2], 1, 5.0, [("Zipf", routing.SMALL)])
+    assert (table[table["metric"] == "throughput"]["value"] > 0).all()
+    routing.draw_modelled(study, table, slow)

@@ -27,6 +27,7 @@ BASE, ORACLE = "power of two", "oracle (knows groups)"
 ROOMY, SMALL = "KV for all", "KV for a third"
 SHAPES = ("uniform", "Zipf", "nothing shared")
 DISCARD = 0.3  # of a run, until its throughput is steady
+_ROUNDS = 10  # that a modelled run lasts at least
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,11 @@ def fit(handle, setting: Setting) -> Law:
 
 def model(study: Study, setting: Setting, numbers: Sequence[int], repeats: int, seconds: float, chosen: Sequence[tuple[str, str]] | None = None,
           routers: Sequence[str] = (*RULES, ORACLE), insides: Sequence[str] = ("Feather",)) -> pd.DataFrame:  # fmt: skip
-    """The same over modelled replicas with a virtual clock, so many of them."""
+    """The same over modelled replicas with a virtual clock, so many of them, for ``seconds`` each or, where the step law is of a slow machine,
+    until every row can have been served some times: a run without answers has no throughput."""
     first, engine = study.kept, Modelled(setting.rows)
+    served = np.mean(setting.decode_tokens) * setting.law.seconds(setting.rows, 1, 0) + setting.law.per_token * setting.tokens
+    seconds = max(seconds, _ROUNDS * float(served))
     grid = [(number, *cell, inside, router) for number in numbers for cell in chosen or cells() for inside in insides for router in routers]
     for repeat, (number, shape, kv, inside, router) in tqdm(
         [(repeat, one) for repeat in range(repeats) for one in grid], desc="modelled", unit="run"
