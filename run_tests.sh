@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . requirements/environment.sh
 make_environment auto
-[ $# -gt 0 ] || set -- tests notebooks --nbval-lax
+[ $# -gt 0 ] || set -- tests notebooks --nbval-lax -n 2 --dist loadfile  # not more: a worker may hold an engine
 exec "$PYTHON_VENV" -m pytest "$@"
