@@ -145,7 +145,8 @@ def layer(repeats: int) -> dict:
     source = torch.empty(prefix // 4)
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     calls["read"] = lambda: source.sum()
-    for dtype in (torch.float32, torch.bfloat16):
+    formats = dict.fromkeys(("float32", machine.cpu_dtype()))  # without AVX-512 one product in bfloat16 takes half a minute
+    for dtype in (getattr(torch, name) for name in formats):
         x, y = a.to(dtype), b.to(dtype)
         calls[f"product, {dtype}".replace("torch.", "")] = lambda x=x, y=y: torch.matmul(x, y)
     for repeat in range(-2, repeats):
@@ -156,7 +157,7 @@ def layer(repeats: int) -> dict:
             if repeat >= 0:
                 taken.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
     flop = 2 * 2 * BATCH * heads.query * heads.size * PREFIX
-    for dtype in ("float32", "bfloat16"):
+    for dtype in formats:
         rate = 2 * 2048**3 / np.median(taken[f"product, {dtype}"])
         taken[f"limit: multiplications in {dtype}"] = [flop / rate]
     found = {name: median_of(times)._asdict() for name, times in taken.items()}
@@ -331,6 +332,7 @@ def run(only: str, requests: int, repeats: int) -> dict:
     for kernel in ("paged", "packed"):  # thrown away
         engine.use_kernel(kernel)
         engine.run(made["full queue"](), ARMS["FCFS"])
+    result |= {"device": engine.device_name, "engine": engine.engine_version, "requests": requests}
     found = measure(engine, cells, requests, repeats)
     kept = ("throughput", "decode throughput", "decode step", "mean batch", "groups per batch", "like neighbours", "stopped",
             "cascade steps", FIRST, "time to first token, p99", "time to first token, median", "throughput, half width", "begin")  # fmt: skip
