@@ -29,7 +29,9 @@ def run(repeats: int) -> dict:
                 if repeat >= 0:
                     rates[name].append(2 * rows * INPUTS * OUTPUTS / taken / 1e3)
         told = {name: spread(of, 1) for name, of in rates.items()}
-        found["gflop_s"][f"{rows} rows"] = told | {"bfloat16_over_float32": round(told["bfloat16"]["median"] / told["float32"]["median"], 2)}
+        found["gflop_s"][f"{rows} rows"] = told | {
+            "bfloat16_over_float32": round(told["bfloat16"]["median"] / told["float32"]["median"], 2)
+        }
     return found
 
 

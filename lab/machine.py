@@ -60,7 +60,7 @@ def memory_gib() -> tuple[float, float]:
 @cache
 def cpu_dtype() -> str:
     """The numbers that models compute with on this CPU: "bfloat16", or "float32" on an x86 processor without AVX-512. There PyTorch multiplies
-    bfloat16 at a fifth to half of float32's rate (11 against 24 to 58 GFLOP/s on two cores of an EPYC with 8 MB of L3, ``docs/attention.md``)."""
+    bfloat16 at half of float32's rate for 32 rows and a fifth for 256 (``benchmarks.number_formats``)."""
     x86 = platform.machine() == "x86_64"
     return "float32" if x86 and "avx512f" not in _cpuinfo("flags").split() else "bfloat16"
 
