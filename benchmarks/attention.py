@@ -145,7 +145,7 @@ def layer(repeats: int) -> dict:
     source = torch.empty(prefix // 4)
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     calls["read"] = lambda: source.sum()
-    formats = dict.fromkeys(("float32", machine.cpu_dtype()))  # without AVX-512 one product in bfloat16 takes half a minute
+    formats = dict.fromkeys(("float32", machine.cpu_dtype()))  # without AVX-512 there is no fast product in bfloat16
     for dtype in (getattr(torch, name) for name in formats):
         x, y = a.to(dtype), b.to(dtype)
         calls[f"product, {dtype}".replace("torch.", "")] = lambda x=x, y=y: torch.matmul(x, y)

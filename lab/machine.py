@@ -65,6 +65,11 @@ def cpu_dtype() -> str:
     return "float32" if x86 and "avx512f" not in _cpuinfo("flags").split() else "bfloat16"
 
 
+def dtype(backend: str) -> str:
+    """What a backend's models compute with: bfloat16, and on a CPU what that one is fast in."""
+    return "bfloat16" if backend == "gpu" else cpu_dtype()
+
+
 def gib(in_bfloat16: float, dtype: str | None = None) -> float:
     """What so many GiB of bfloat16 take in ``dtype`` (default: this CPU's). Sizes are given in bfloat16 everywhere, so that a KV cache holds
     the same tokens on every machine."""

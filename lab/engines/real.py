@@ -36,7 +36,7 @@ class RealEngine:
     block_size: int | None = None
     """tokens; default: 32 on a cpu, the smallest that vLLM's CPU attention takes, and 16 on a gpu"""
     dtype: str | None = None
-    """default: bfloat16, and on a CPU what that one is fast in (``machine.cpu_dtype``)"""
+    """default: ``machine.dtype``"""
     weights: str | None = None
     """path of a model with real weights, instead of ``model``"""
     kernel: str = "paged"
@@ -66,7 +66,7 @@ class RealEngine:
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)
-        self.dtype = self.dtype or ("bfloat16" if self.backend == "gpu" else machine.cpu_dtype())
+        self.dtype = self.dtype or machine.dtype(self.backend)
         if self.model not in MODELS:
             raise ValueError(f"model {self.model!r} is not one of: {', '.join(MODELS)}")
         shape = MODELS[self.model]

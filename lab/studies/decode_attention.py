@@ -75,7 +75,7 @@ class Bench:
 
     def __init__(self, backend: str, heads: str, sizes: Sizes, dtype: str | None = None):
         self.backend, _ = machine.choose_backend(backend)
-        dtype = dtype or ("bfloat16" if self.backend == "gpu" else machine.cpu_dtype())
+        dtype = dtype or machine.dtype(self.backend)
         if heads not in HEADS:
             raise ValueError(f"heads {heads!r} are not one of: {', '.join(HEADS)}")
         self.heads, self.sizes, self.dtype = heads, sizes, dtype
