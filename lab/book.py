@@ -46,6 +46,8 @@ class Entry:
     minutes: dict[str, list[float]]
     """backend → minutes at smoke, default and full; an empty list where nobody has timed it"""
     claims: tuple[str, ...] = ()
+    alone: bool = False
+    """whether it times what it runs, even where the clock is virtual, and so wants the machine to itself"""
     changes: dict[str, dict] = field(default_factory=dict)
     """parameters that differ from the notebook's own, by what they hold for"""
 
@@ -112,7 +114,7 @@ def _read() -> tuple[dict[str, Claim], dict[str, Entry], dict[str, str]]:
     claims = {id_: Claim(id_, **told) for id_, told in book["claims"].items()}
     entries = {}
     for name, told in sorted(book["notebooks"].items()):
-        entries[name] = Entry(name, told.pop("minutes"), tuple(told.pop("claims", ())), told)
+        entries[name] = Entry(name, told.pop("minutes"), tuple(told.pop("claims", ())), told.pop("alone", False), told)
         if unknown := set(entries[name].claims) - claims.keys():
             raise ValueError(f"book.toml: {name} answers {', '.join(sorted(unknown))}, not among the claims: {', '.join(claims)}")
         if entries[name].decade not in book["decades"]:

@@ -234,6 +234,34 @@ def test_ctrl_c_keeps_what_finished_and_resume_goes_on(notebooks, tmp_path):
     assert again.returncode == 0 and (out / "ran").read_text(encoding="utf-8") == "1011"
 
 
+def test_modelled_notebooks_run_side_by_side_but_for_one_that_times_what_it_runs(notebooks, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "out"
+    meet = "import pathlib, time; pathlib.Path(out, name).touch(); began = time.monotonic()\n"
+    meet += (
+        "while not all(pathlib.Path(out, other).exists() for other in ('10', '11')): assert time.monotonic() < began + 60; time.sleep(0.1)"
+    )
+    lonely = (
+        "import pathlib; assert all(pathlib.Path(out, 'state', other + '.json').exists() for other in ('10_one', '11_two', '20_three'))"
+    )
+    notebooks(alone09=lonely, one10=meet, two11=meet, three20=BAD)
+    for name in book.ENTRIES:
+        book.ENTRIES[name] = book.Entry(name, {"sim": [0.1] * 3}, alone=name == "09_alone")
+    monkeypatch.setattr(plan, "lanes", lambda backend: 2)
+    assert cli.main(["--backend", "sim", "--out", str(out)]) == 1, "20 fails, and it alone"
+    said = capfd.readouterr()
+    assert "20_three failed: RuntimeError: no such luck" in said.err and said.err.count("failed") == 1
+    assert "[2/4] 10_one + 11_two  0:0" in said.out and "[4/4] 09_alone  " in said.out
+
+
+@pytest.mark.parametrize(
+    "backend, cores, free, lanes", [("cpu", 8, 64.0, 1), ("sim", 8, 64.0, 8), ("sim", 8, 10.0, 3), ("sim", 8, 1.0, 1), ("sim", 1, 64.0, 1)]
+)
+def test_as_many_run_side_by_side_as_cores_and_memory_allow(backend, cores, free, lanes, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(machine, "memory_gib", lambda: (64.0, free))
+    assert plan.lanes(backend) == lanes
+
+
 def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):
     for variable in ("FEATHER_PROFILE", "FEATHER_OUT"):
         monkeypatch.delenv(variable, raising=False)

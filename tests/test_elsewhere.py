@@ -170,6 +170,7 @@ def test_a_second_run_into_a_folder_is_refused_with_the_firsts_id_until_that_end
     assert cli.main([*COMMAND, "--out", str(tmp_path / "other")]) == 0, "another folder is free"
     first.kill()
     first.wait(30)
+    time.sleep(0.5)  # its notebook ends with it
     assert cli.main([*COMMAND, "--out", str(out)]) == 0, "a run that was killed holds nothing"
     assert cli.main([*COMMAND, "--out", str(out), "--resume"]) == 0, "and one run can follow another"
 
@@ -182,13 +183,20 @@ def full(*arguments, **named):
 
 
 @pytest.fixture
-def executed(monkeypatch):
-    """Notebooks are not run but noted, in the order in which they would be."""
-    names = []
+def executed(monkeypatch, tmp_path):
+    """Notebooks are not run but noted, in the order in which they would be: returns a function that tells those since the last time."""
+    noted = tmp_path / "noted"
+    noted.touch()
 
     def execute(path, target, parameters, **named):
-        names.append(path.stem)
+        with noted.open("a", encoding="utf-8") as file:
+            file.write(f"{path.stem}\n")
         shutil.copy(path, target)
+
+    def names():
+        told = noted.read_text(encoding="utf-8").split()
+        noted.write_text("", encoding="utf-8")
+        return told
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
     return names
@@ -215,9 +223,9 @@ def test_a_disk_that_fills_up_in_mid_run_gets_a_line_and_resume_goes_on(when, no
     if when != "the notebook":
         assert "what had finished is kept, and the same command with --resume goes on" in said.err
     assert (out / "state" / "10_one.json").exists() and not list(out.rglob("*.partial"))
-    del executed[:]
+    executed()
     assert cli.main([*COMMAND, "--out", str(out), "--resume"]) == 0
-    assert executed == {"the notebook": ["11_two"], "the report": [], "the claims": []}.get(when, ["11_two", "20_three"])
+    assert executed() == {"the notebook": ["11_two"], "the report": [], "the claims": []}.get(when, ["11_two", "20_three"])
     assert {path.stem for path in (out / "state").glob("*.json")} == {"10_one", "11_two", "20_three"} and (out / "report.html").exists()
 
 

@@ -7,7 +7,6 @@ Imports only the standard library until the command line has been checked, so th
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 
 from lab import book, machine
@@ -15,7 +14,6 @@ from lab.artifact import plan
 from lab.artifact.console import clock, shown
 
 USAGE = 2
-UNTIMED = 60.0  # seconds that a notebook is taken for until somebody has timed it
 INTERRUPTED = 130
 NEEDS_THE_DEVICE = "31_attention_kernel"
 
@@ -90,7 +88,7 @@ def list_jobs(jobs: list[plan.Job]) -> None:
 
 
 def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
-    from lab.artifact.notebooks import Outcome, load_outcome, run_notebook
+    from lab.artifact.notebooks import Outcome, load_outcome, run_notebooks
     from lab.artifact.report import print_claims, write_report
 
     out, device = options.out, machine.device(backend)
@@ -103,25 +101,17 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
 
     failed: list[Outcome] = []
     interrupted, unwritable = False, ""
-    began, spent, expected = time.monotonic(), 0.0, 0.0
-    for number, job in enumerate(todo, 1):
-        # Machines differ: what is left is scaled by how the notebooks so far compared with their expected times, as soon
-        # as they have taken long enough to tell.
-        pace = (spent + 60) / (expected + 60)
-        left = pace * sum(later.expected_seconds or UNTIMED for later in todo[number - 1 :])
-        label = f"[{number}/{len(todo)}] {job.name}"
-        try:
-            outcome = run_notebook(job, out, device, label, time.monotonic() - began, left)
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        except OSError as error:
-            unwritable = str(error)
-            break
-        spent, expected = spent + outcome.seconds, expected + (job.expected_seconds or UNTIMED)
-        if outcome.error:
-            failed.append(outcome)
-            print(f"{label}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True)
+    try:
+        for outcome in run_notebooks(todo, out, device, plan.lanes(backend)):
+            if outcome.error:
+                failed.append(outcome)
+                print(
+                    f"{outcome.name}: FAILED after {clock(outcome.seconds)}\n  {outcome.error}\n  see {shown(outcome.executed)}", flush=True
+                )
+    except KeyboardInterrupt:
+        interrupted = True
+    except OSError as error:
+        unwritable = str(error)
 
     try:
         write_report(out, backend)

@@ -17,6 +17,7 @@ from lab import book, machine
 from lab.book import ROOT, Entry
 from lab.files import OUT_MARKER
 
+_MODELLED_GIB = 3.0  # of a notebook on the modelled backend, at most
 _CODE = {".py", ".json"}  # of the packages; their other files only dress the report
 
 
@@ -108,6 +109,13 @@ def _named(wanted: str, backend: str) -> list[Entry]:
     for entry in found:
         entry.parameters("smoke", backend)  # raises where it is not for the backend
     return found
+
+
+def lanes(backend: str) -> int:
+    """How many notebooks run side by side: one where they measure; where the clock is virtual one on each core, as far as memory goes."""
+    if backend != "sim" and not machine.rehearses():
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), int(machine.memory_gib()[1] // _MODELLED_GIB)))
 
 
 def check_machine(jobs: list[Job], backend: str) -> None:
