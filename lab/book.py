@@ -90,6 +90,8 @@ class Entry:
             raise ValueError(f"{self.name} is not for backend {backend!r}: it runs on {', '.join(self.minutes)}")
         layers = ["smoke"] if profile == "smoke" else [backend] if profile == "default" else [backend, "full"]
         found = {"backend": backend}
+        if backend == "cpu" and machine.lacks_avx512():
+            found |= {name: value for name, value in WITHOUT_AVX512.items() if self.own(name) is not None}
         for layer in (*layers, f"{backend}_{profile}"):
             found |= self.changes.get(layer, {})
         return found
@@ -109,7 +111,7 @@ class Entry:
         return otherwise
 
 
-def _read() -> tuple[dict[str, Claim], dict[str, Entry], dict[str, str]]:
+def _read() -> tuple[dict[str, Claim], dict[str, Entry], dict[str, str], dict]:
     book = tomllib.loads((ROOT / "book.toml").read_text(encoding="utf-8"))
     claims = {id_: Claim(id_, **told) for id_, told in book["claims"].items()}
     entries = {}
@@ -119,10 +121,10 @@ def _read() -> tuple[dict[str, Claim], dict[str, Entry], dict[str, str]]:
             raise ValueError(f"book.toml: {name} answers {', '.join(sorted(unknown))}, not among the claims: {', '.join(claims)}")
         if entries[name].decade not in book["decades"]:
             raise ValueError(f"book.toml: {name} is of no decade; there are: {', '.join(book['decades'])}")
-    return claims, entries, book["decades"]
+    return claims, entries, book["decades"], book["without_avx512"]
 
 
-CLAIMS, ENTRIES, DECADES = _read()
+CLAIMS, ENTRIES, DECADES, WITHOUT_AVX512 = _read()
 
 
 def answered_by(claim_id: str) -> list[Entry]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.workloads import VOCABULARY
+from lab import machine
 
 _PEAKED = 3.0  # standard deviation of a random query's scores: among 2 000 keys some ten then get half of the weight
 
@@ -135,10 +135,12 @@ class Model:
 
 
 # Small enough for two cores, and with prefixes of 8 000 tokens (62.5 MiB of KV each) larger than their caches.
-TINY_LLAMA = Model("tiny-llama", 4, 512, 1408, 8, 8, 64, VOCABULARY, 16_384)
-# The same with keys and values that query heads share: 4 heads each, and 7 as in Qwen2.5-0.5B, of which it has 4 layers of 24.
-TINY_GQA_4 = Model("tiny-gqa-4", 4, 512, 1408, 8, 2, 64, VOCABULARY, 16_384)
-TINY_GQA_7 = Model("tiny-gqa-7", 4, 896, 4864, 14, 2, 64, VOCABULARY, 16_384)
+TINY_LLAMA = Model("tiny-llama", 4, 512, 1408, 8, 8, 64, 32_000, 16_384)
+# A quarter of it in layers and vocabulary: a step takes a quarter of the time, and is made of the same parts.
+TINY_LLAMA_QUARTER = Model("tiny-llama-quarter", 1, 512, 1408, 8, 8, 64, 8_000, 16_384)
+# The first with keys and values that query heads share: 4 heads each, and 7 as in Qwen2.5-0.5B, of which it has 4 layers of 24.
+TINY_GQA_4 = Model("tiny-gqa-4", 4, 512, 1408, 8, 2, 64, 32_000, 16_384)
+TINY_GQA_7 = Model("tiny-gqa-7", 4, 896, 4864, 14, 2, 64, 32_000, 16_384)
 # The paper's models: shapes of the published configurations (config.json on the Hugging Face Hub) of Llama-3-8B,
 # Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen3-8B and LongChat-13B-16K, as remembered, with parameter counts that agree with the model
 # cards' (tests/test_sim.py). All are written as a Llama of that shape; the last number but `tied` is how long a request the
@@ -148,4 +150,12 @@ QWEN_0_5B = Model("qwen-0.5b", 24, 896, 4864, 14, 2, 64, 151_936, 32_768, tied=T
 QWEN_1_5B = Model("qwen-1.5b", 28, 1536, 8960, 12, 2, 128, 151_936, 32_768, tied=True)
 QWEN_8B = Model("qwen-8b", 36, 4096, 12_288, 32, 8, 128, 151_936, 32_768)
 LONGCHAT_13B = Model("longchat-13b", 40, 5120, 13_824, 40, 40, 128, 32_000, 16_384)
-MODELS = {model.name: model for model in (TINY_LLAMA, TINY_GQA_4, TINY_GQA_7, LLAMA_3_8B, QWEN_0_5B, QWEN_1_5B, QWEN_8B, LONGCHAT_13B)}
+MODELS = {
+    model.name: model
+    for model in (TINY_LLAMA, TINY_GQA_4, TINY_GQA_7, TINY_LLAMA_QUARTER, LLAMA_3_8B, QWEN_0_5B, QWEN_1_5B, QWEN_8B, LONGCHAT_13B)
+}
+
+
+def small() -> Model:
+    """The model that this CPU is given where nobody names one: ``TINY_LLAMA``, or a quarter of it on one several times slower."""
+    return TINY_LLAMA_QUARTER if machine.lacks_avx512() else TINY_LLAMA

@@ -58,11 +58,15 @@ def memory_gib() -> tuple[float, float]:
 
 
 @cache
+def lacks_avx512() -> bool:
+    """Whether this is an x86 processor without AVX-512, on which models are several times slower."""
+    return platform.machine() == "x86_64" and "avx512f" not in _cpuinfo("flags").split()
+
+
 def cpu_dtype() -> str:
-    """The numbers that models compute with on this CPU: "bfloat16", or "float32" on an x86 processor without AVX-512. There PyTorch multiplies
-    bfloat16 at half of float32's rate for 32 rows and a fifth for 256 (``benchmarks.number_formats``)."""
-    x86 = platform.machine() == "x86_64"
-    return "float32" if x86 and "avx512f" not in _cpuinfo("flags").split() else "bfloat16"
+    """The numbers that models compute with on this CPU: "bfloat16", or "float32" without AVX-512. There PyTorch multiplies bfloat16 at half of
+    float32's rate for 32 rows and a fifth for 256 (``benchmarks.number_formats``)."""
+    return "float32" if lacks_avx512() else "bfloat16"
 
 
 def dtype(backend: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from lab import book, machine
 from lab.artifact import outputs, recorded
 from lab.artifact.publish import times_table
+from lab.llm import TINY_LLAMA, small
 from lab.stats import Ratio
 from lab.studies.study import Study
 
@@ -69,7 +70,8 @@ def test_a_study_answers_only_the_claims_that_the_book_lists_for_it(tmp_path):
     Study("99_mine", None, tmp_path).claim("M1", Ratio(2.0, 1.9, 2.1, 5), "why")
 
 
-def test_profiles_and_backends_add_to_the_notebooks_own_parameters():
+def test_profiles_and_backends_add_to_the_notebooks_own_parameters(monkeypatch):
+    monkeypatch.setattr(machine, "lacks_avx512", lambda: False)
     changes = {"smoke": {"a": 1}, "cpu": {"a": 2, "b": 2}, "full": {"b": 3}, "cpu_full": {"c": 4}, "sim_smoke": {"a": 5}}
     entry = book.Entry("10_x", {"cpu": [1, 2, 3], "sim": []}, changes=changes)
     assert entry.parameters("smoke", "cpu") == {"backend": "cpu", "a": 1}
@@ -79,6 +81,19 @@ def test_profiles_and_backends_add_to_the_notebooks_own_parameters():
     assert entry.seconds("default", "cpu") == 120 and entry.seconds("default", "sim") is None
     with pytest.raises(ValueError, match="10_x is not for backend 'gpu': it runs on cpu, sim"):
         entry.parameters("smoke", "gpu")
+
+
+def test_a_slow_cpu_gets_a_quarter_of_the_model_where_a_notebook_has_one_and_the_profile_gives_none(monkeypatch):
+    def model(name, profile, backend="cpu"):
+        return book.ENTRIES[name].parameters(profile, backend).get("model")
+
+    monkeypatch.setattr(machine, "lacks_avx512", lambda: True)
+    assert model("10_one_stranger", "default") == model("10_one_stranger", "full") == "tiny-llama-quarter" == small().name
+    assert model("50_several_machines", "default") is None and model("10_one_stranger", "default", "sim") == "llama-3-8b"
+    assert book.ENTRIES["23_models"].parameters("default", "cpu")["models"][-1] == "tiny-llama-quarter"
+    assert book.ENTRIES["23_models"].parameters("smoke", "cpu")["models"] == book.ENTRIES["23_models"].changes["smoke"]["models"]
+    monkeypatch.setattr(machine, "lacks_avx512", lambda: False)
+    assert model("10_one_stranger", "default") is None and small() is TINY_LLAMA
 
 
 def test_a_question_is_the_heading_without_number_and_claims(monkeypatch):

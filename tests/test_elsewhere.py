@@ -355,7 +355,7 @@ def test_an_out_that_cannot_be_written_is_refused(notebooks, tmp_path, capsys, m
 def test_models_compute_in_what_the_processor_is_fast_in_and_the_cache_holds_as_many_tokens(monkeypatch, flags, dtype, gib):
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(machine, "_cpuinfo", lambda field: flags if field == "flags" else "")
-    machine.cpu_dtype.cache_clear()
+    machine.lacks_avx512.cache_clear()
     try:
         assert (machine.cpu_dtype(), machine.gib(4)) == (dtype, gib)
         assert machine.engine_version(machine.cpu_dtype()).endswith(", float32") is (dtype == "float32"), "rows say which"
@@ -366,4 +366,4 @@ def test_models_compute_in_what_the_processor_is_fast_in_and_the_cache_holds_as_
         else:
             machine.check_memory(4)
     finally:
-        machine.cpu_dtype.cache_clear()
+        machine.lacks_avx512.cache_clear()

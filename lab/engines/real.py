@@ -14,7 +14,7 @@ from feather.vllm.attention import register
 from lab import machine
 from lab.engines.arms import ARMS, Arm
 from lab.engines.run import Enough, Run, like_neighbours, moments
-from lab.llm import MODELS
+from lab.llm import MODELS, TINY_LLAMA_QUARTER
 from lab.workloads import Prompt, Workload
 
 
@@ -62,7 +62,7 @@ class RealEngine:
 
     @property
     def engine_version(self) -> str:
-        return machine.engine_version(self.dtype)
+        return machine.engine_version(self.dtype) + (f", {self.model}" if self.model == TINY_LLAMA_QUARTER.name else "")
 
     def __post_init__(self) -> None:
         self.backend, _ = machine.choose_backend(self.backend)

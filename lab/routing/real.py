@@ -81,8 +81,9 @@ class Engine(threading.Thread):
     def run(self) -> None:
         try:
             from lab.engines.real import RealEngine
+            from lab.llm import small
 
-            self.made = RealEngine("cpu", max_batch=self._rows, kv_gib=self._kv_gib)
+            self.made = RealEngine("cpu", small().name, max_batch=self._rows, kv_gib=self._kv_gib)
         except Exception as error:
             self.ready.put(error)
             return

@@ -3,6 +3,7 @@
 from functools import cache
 
 from lab.workloads.lines import replaced
+from lab.workloads.workload import VOCABULARY
 
 
 @cache
@@ -11,10 +12,10 @@ def _tokenizer():
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
     except ImportError as error:
         raise ImportError(f"data sets of text need mistral_common and sentencepiece ({error}); both come with vLLM") from None
-    # Its 32 000 tokens are the vocabulary of every model here (``VOCABULARY``).
     return MistralTokenizer.v1().instruct_tokenizer.tokenizer
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text in the first Mistral tokenizer's SentencePiece vocabulary (32 000), without special tokens."""
-    return _tokenizer().encode(replaced(text), bos=False, eos=False)
+    """Token ids of a text, without special tokens, by the first Mistral tokenizer's SentencePiece vocabulary: 32 000, folded into those that every
+    model has. So texts that begin alike have tokens that begin alike."""
+    return [token % VOCABULARY for token in _tokenizer().encode(replaced(text), bos=False, eos=False)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from numbers import Integral
 
-VOCABULARY = 32_000  # token ids that every model here has
+VOCABULARY = 8_000  # token ids that every model here has
 FIRST_TOKEN = 10  # the first few ids are special tokens by convention
 
 
