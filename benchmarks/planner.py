@@ -142,8 +142,8 @@ def tails(seeds: int) -> dict:
 class Uninformed(Planner):
     """Takes every prefix to be as frequent, and every output as long, as any."""
 
-    def _begin_round(self, *given) -> None:
-        super()._begin_round(*given)
+    def _begin_round(self, *given, **named) -> None:
+        super()._begin_round(*given, **named)
         scene = self._rehearsal.scene
         shares = scene.shares and (sum(scene.shares) / len(scene.shares),) * len(scene.shares)
         mean = (round(float(np.mean(scene.others))),)

@@ -33,6 +33,7 @@ _HUBER = 3.0  # noise levels, beyond which an error counts less
 _LEAST_NOISE = 0.02
 _PURE = 0.75  # share of the rows' chunks that all share, from which on they have one prefix
 _KEPT = 10.0  # steps' worth of the past that is kept when prices have changed
+_FADED = 1e-200  # information about an amount, below which it is as if it had never been seen
 _BIAS = 12  # steps over which a one-sided error shows that prices have changed
 
 
@@ -187,10 +188,12 @@ class StepCost:
             self.changes += 1
 
     def _fit(self) -> None:
-        diagonal = self._information.diagonal()
+        seen = self._information.diagonal() > _FADED
+        information, moment = np.where(np.outer(seen, seen), self._information, 0.0), np.where(seen, self._moment, 0.0)
+        diagonal = information.diagonal()
         # The prior: a price is a few times what would explain a whole step alone.
-        ridge = np.where(diagonal > 0, 1e-4 * diagonal + 1e-3 * diagonal / max(1.0, self.steps), 1.0)
-        self._prices = non_negative(self._information + np.diag(ridge), self._moment, np.array(self._prices) > 0).tolist()
+        ridge = np.where(seen, 1e-4 * diagonal + 1e-3 * diagonal / max(1.0, self.steps), 1.0)
+        self._prices = non_negative(information + np.diag(ridge), moment, np.array(self._prices) > 0).tolist()
 
     def learned(self) -> dict[str, Any]:
         """What JSON can hold; ``restore`` takes it back."""

@@ -46,6 +46,10 @@ class Forming(Protocol[Waiter]):
     def prefixes(self) -> int:
         """In the batch."""
 
+    @property
+    def strangers(self) -> bool:
+        """Whether those in the batch share with each other no more than all share with all."""
+
     def oldest(self) -> Waiter:
         """Who came first."""
 
@@ -78,10 +82,11 @@ def next_of(plan: Plan, forming: Forming[Waiter], gone: float) -> Waiter | None:
     fresh = forming.oldest() if late else forming.largest()
     if forming.empty:
         return forming.oldest() if fresh is None else fresh
-    if plan.refilled and not late and (relative := forming.relative()) is not None:
+    refills = plan.refilled and not late and forming.prefixes <= plan.prefixes  # more: the last rows of one that goes
+    if refills and (relative := forming.relative()) is not None:
         return relative
-    if fresh is None:
-        return None
+    if fresh is None:  # nobody that waits shares with another: no batch of theirs is of fewer prefixes
+        return forming.oldest() if forming.strangers else None
     if forming.prefixes < plan.prefixes and (forming.began_empty or plan.refilled):
         return fresh
     return fresh if forming.joins(fresh) else None

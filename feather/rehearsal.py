@@ -146,6 +146,10 @@ class Rehearsal:
     def prefixes(self) -> int:
         return self._distinct + self._singles
 
+    @property
+    def strangers(self) -> bool:
+        return self._squares == self._distinct
+
     def oldest(self) -> int:
         return self._first()[1]
 
@@ -160,9 +164,9 @@ class Rehearsal:
         heads = [(queue[0], index) for index, queue in enumerate(self._queues) if queue and self._active[index]]
         return min(heads)[1] if heads else None
 
-    def largest(self) -> int:
-        sizes = [(len(queue), -index) for index, queue in enumerate(self._queues) if queue]
-        return -max(sizes)[1] if sizes else _ALONE
+    def largest(self) -> int | None:
+        sizes = [(len(queue), -index) for index, queue in enumerate(self._queues) if len(queue) > 1]
+        return -max(sizes)[1] if sizes else None
 
     def joins(self, prefix: int) -> bool:
         rows = len(self._rows)

@@ -1,7 +1,7 @@
 """What comes: which prefixes how often, how long their requests run, and how deep they share. Learned while serving."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
 from typing import Any
 
@@ -12,6 +12,9 @@ _PREFIXES = 64  # told apart in a scene; rarer ones count as shared with nobody
 _UNKNOWN = tuple(range(20, 200, 12))  # steps that requests run for, before any has ended
 _RARE = 0.02  # share of the arrivals, up to which prefixes besides the most frequent one do not matter
 _HORIZON = 30.0  # seconds of serving, after which an arrival has faded to 1/e in the rate
+_ADMITTED = 100  # requests, over which their prompts are averaged, or up to twice as many
+_LOOK = 64  # arrivals, after which it is looked at anew whether they vary
+_LAST = 64  # arrivals that a recount goes by
 _LATEST = 400  # arrivals, or four queues' worth, over which prefixes are counted
 
 
@@ -23,13 +26,16 @@ class Traffic:
         """mean depth that all prefixes have in common, chunks"""
         self._arrivals: dict[Hashable, float] = {}  # by prefix, faded
         self._came = 0.0
+        self._last: deque[Hashable] = deque(maxlen=_LAST)  # prefixes of the latest
         self._depth = self._length = 0.0  # means: of a prefix, of a path
         self._prefix_of: dict[Hashable, Hashable] = {}  # of the requests that wait or run
         self._lifetimes: dict[Hashable, deque[int]] = {}  # by prefix: steps that its latest requests ran for
         self._latest: deque[int] = deque(maxlen=128)  # the same of any prefix
-        self._prompt_tokens = 0.0  # computed per request
-        self._admitted = 0
+        self._prompt_tokens = self._admitted = 0.0  # computed, and requests that they were computed for
         self._recent = self._seconds = 0.0  # arrivals and seconds of serving, faded
+        self._seen = 0  # arrivals in all
+        self.varied = False
+        """whether several prefixes come, each again and again: otherwise all ways to form batches are one"""
 
     @property
     def offered(self) -> float:
@@ -42,9 +48,7 @@ class Traffic:
     def knows_lifetimes(self) -> bool:
         return bool(self._latest)
 
-    @property
-    def varied(self) -> bool:
-        """Whether several prefixes come, each again and again: otherwise all ways to form batches are one."""
+    def _varies(self) -> bool:
         often = sorted(count for count in self._arrivals.values() if count >= 2)
         return len(often) > 1 and sum(often[:-1]) > _RARE * self._came
 
@@ -54,11 +58,15 @@ class Traffic:
         self._arrivals[mark] = self._arrivals.get(mark, float(mark != request_id)) + 1
         self._came += 1
         self._recent += 1
+        self._last.append(mark)
+        self._seen += 1
         self._prefix_of[request_id] = mark
         if self._came > max(_LATEST, 4 * len(tree.waiting)):
             self._came /= 2
             self._arrivals = {mark: count / 2 for mark, count in self._arrivals.items() if count > 0.5}
             self._lifetimes = {mark: each for mark, each in self._lifetimes.items() if mark in self._arrivals}
+        if self._seen <= _LOOK or self._seen % _LOOK == 0:
+            self.varied = self._varies()
         step = 1 / min(100, self._came)
         self._depth += step * (branch.depth - self._depth)
         self._length += step * (tree.length_of(request_id) - self._length)
@@ -70,16 +78,22 @@ class Traffic:
         if steps > 0 and mark in self._arrivals:
             self._lifetimes.setdefault(mark, deque(maxlen=32)).append(steps)
 
+    def recount(self) -> None:
+        """Take the last few for all that has come."""
+        self._arrivals = {mark: float(count) for mark, count in Counter(self._last).items()}
+        self._came = float(len(self._last))
+
     def passed(self, seconds: float) -> None:
         """So many seconds of serving have passed."""
         keep = math.exp(-seconds / _HORIZON)
         self._recent, self._seconds = keep * self._recent, keep * self._seconds + seconds
 
     def admitted(self, count: int, prefill_tokens: int) -> None:
-        """So many requests began in a step that computed so many prompt tokens."""
+        """So many requests began in a step that computed so many prompt tokens, some of which may be of requests that began before."""
+        self._prompt_tokens += prefill_tokens
         self._admitted += count
-        weight = min(1.0, count / min(self._admitted, 200))
-        self._prompt_tokens += weight * (prefill_tokens / count - self._prompt_tokens)
+        if self._admitted > 2 * _ADMITTED:
+            self._prompt_tokens, self._admitted = self._prompt_tokens / 2, self._admitted / 2
 
     def scene(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> Scene:
         """As it is now; whoever plays order of arrival through finds its ``fair_wait``."""
@@ -91,12 +105,17 @@ class Traffic:
         requests = len(tree.active) + len(tree.waiting)
         return Scene(
             int(min(max_batch, requests)), requests, shares, lifetimes, others,
-            min(self.common, self._depth), self._depth, self._length, self._prompt_tokens, float("inf"), max_wait,
+            min(self.common, self._depth), self._depth, self._length, self._per_request, float("inf"), max_wait,
         )  # fmt: skip
+
+    @property
+    def _per_request(self) -> float:
+        """Prompt tokens."""
+        return self._prompt_tokens / max(1.0, self._admitted)
 
     def learned(self) -> dict[str, Any]:
         """What outlives the server: other prefixes may come to the next."""
-        return {"lifetimes": list(self._latest), "prompt_tokens": self._prompt_tokens}
+        return {"lifetimes": list(self._latest), "prompt_tokens": self._per_request}
 
     def restore(self, learned: dict[str, Any]) -> None:
         """Raises ValueError, KeyError or TypeError for what ``learned`` has not made; nothing is changed then."""
@@ -104,4 +123,4 @@ class Traffic:
         if min(lifetimes, default=1) < 1 or not 0 <= prompt_tokens < math.inf:
             raise ValueError("its requests ran for less than a step, or had fewer than no prompt tokens")
         self._latest.extend(lifetimes)
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens, self._admitted = _ADMITTED * prompt_tokens, float(_ADMITTED)

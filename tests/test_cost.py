@@ -81,3 +81,14 @@ def test_what_is_learned_survives_json():
     assert again.prices == model.prices and tuple(again.prices) == PRICES
     with pytest.raises(ValueError, match="prices"):
         again.restore(model.learned() | {"prices": [1.0]})
+
+
+def test_an_amount_that_has_not_been_seen_for_days_is_as_one_never_seen():
+    cost = StepCost()
+    for rows in range(1, 101):
+        cost.observe(Load(rows, 16 * rows, 16, 16 * rows**2, 16), 0.01 + 0.001 * rows)
+    cost._information[5] = cost._information[:, 5] = 0.0
+    cost._information[5, 5], cost._moment[5] = 5e-309, 1e-300
+    for rows in range(1, 41):
+        cost.observe(Load(rows, 16 * rows, 16 * rows, 16 * rows, 0), 0.01 + 0.001 * rows)
+        assert cost.seconds(Load(10, 160, 160, 160, 0)) > 0.005

@@ -1,5 +1,7 @@
 """The planner on the toy engine and on laws of step time: what it must find, and where it must do no harm."""
 
+from dataclasses import replace
+
 import pytest
 from toy import all_or_nothing, by_rows, closed_loop
 
@@ -7,6 +9,8 @@ from feather.cht import ChunkedHashTree
 from feather.cost import Load, StepCost
 from feather.options import Options
 from feather.plans import ARRIVAL, PLANS, patience
+from feather.policies.base import Step
+from feather.policies.experiment import OVER
 from feather.policies.planner import Planner, PlannerSettings
 from feather.rehearsal import Rehearsal, Scene
 from feather.request import Request
@@ -175,3 +179,109 @@ def test_loads_and_branches_of_a_tree():
     for number in range(5):
         tree.finish(number)
     assert tree.load() == Load(0, 0, 0, 0, 0) and tree.largest_branch() is None
+
+
+def test_requests_of_a_single_token_do_not_hold_it_in_an_experiment():
+    """None of their steps is without a prompt."""
+    law, load = LAWS["cascade"], replace(LOADS["8 groups"], decode=(1, 1))
+    play = Play(law, load, Planner).run(30.0)
+    assert play.former.policy.experiment.over and play.former.policy.rates
+    first = Play(law, load, lambda: Fixed(False), order="arrival", saturated_after=0.0).run(30.0)
+    assert play.throughput(15.0, 30.0) > 0.95 * first.throughput(15.0, 30.0)
+
+
+def test_while_it_experiments_the_longest_wait_holds():
+    planner, tree = Planner(), ChunkedHashTree()
+    for number in range(8):
+        tree.insert(Request(number, [number % 2, number], arrival=number))
+        planner.arrived(tree, number)
+    planner.experiment.begun = True
+    planner.begin_step(tree, 4, 10.0, True)
+    assert planner.choose(tree, 4, 11.0, late=True) == 0
+    tree.add_to_batch(0)
+    assert planner.choose(tree, 3, 0.0, late=False) is None and planner.choose(tree, 3, 11.0, late=True) == 1
+
+
+def test_requests_that_share_nothing_run_together_under_a_plan_of_one_prefix():
+    for plan in PLANS:
+        planner, tree = Planner(), ChunkedHashTree()
+        planner.plan, planner.experiment.stage = plan, OVER
+        for number in range(40):
+            tree.insert(Request(number, [number, -number - 1], arrival=number))
+        planner.begin_step(tree, 32, 10.0, True)
+        while len(tree.active) < 32 and (chosen := planner.choose(tree, 32 - len(tree.active), 0.0, False)) is not None:
+            tree.add_to_batch(chosen)
+        assert len(tree.active) == 32, plan.name
+    scene = Scene(32, 64, (), (), (20,), 0, 0, 16, 20, float("inf"), float("inf"))
+    played = Rehearsal(next(plan for plan in PLANS if plan.prefixes == 1), scene, StepCost())
+    assert played._form() == 32
+
+
+def test_what_goes_is_not_refilled_beside_what_came_after_it():
+    plan = next(plan for plan in PLANS if plan.prefixes == 1 and plan.refilled)
+    planner, tree = Planner(), ChunkedHashTree()
+    planner.plan, planner.experiment.stage = plan, OVER
+    for number in range(12):
+        tree.insert(Request(number, [number % 2, number], arrival=number))
+    planner.begin_step(tree, 32, 10.0, True)
+    for number in (0, 1):
+        planner._forming.asked(tree, 32, False)
+        planner._forming.admitted(number)
+        tree.add_to_batch(number)
+    planner.begin_step(tree, 32, 10.0, True)
+    assert planner.choose(tree, 30, 0.0, False) is None, "two prefixes run, and either would be refilled for ever"
+    tree.finish(0)
+    planner.begin_step(tree, 32, 10.0, True)
+    assert planner.choose(tree, 30, 0.0, False) in (3, 5, 7, 9, 11)
+
+
+def test_a_promise_that_is_not_kept_has_what_comes_counted_anew():
+    load = LOADS["8 groups"]
+    play = Play(LAWS["cascade"], [(0.0, load), (30.0, replace(load, groups=0))], Planner).run(60.0)
+    first = fcfs(LAWS["cascade"], replace(load, groups=0), seconds=60)
+    assert play.throughput(45.0, 60.0) > 0.95 * first.throughput
+
+
+def test_no_step_plays_through_all_that_a_long_queue_would_do():
+    planner, tree = Planner(), ChunkedHashTree()
+    for number in range(5000):
+        tree.insert(Request(number, [number % 8, number], arrival=number))
+        planner.arrived(tree, number)
+    planner.restore(Planner().learned() | {"stage": OVER})
+    plays = []
+    planner._play = lambda steps, play=planner._play: (plays.append(steps), play(steps))
+    steps = 0
+    while not planner.rates:
+        planner.begin_step(tree, 64, 10.0, True)
+        steps += 1
+    assert steps > 10 and max(plays) <= 500
+
+
+def test_a_lull_costs_an_experiment_nothing():
+    planner, tree = Planner(), ChunkedHashTree()
+    planner.experiment.begun, planner._usual = True, 1000.0
+    quiet = Step(tokens=1, seconds=0.05, prefill_tokens=0, contended=False, load=Load(1, 1, 1, 1, 1), admitted=0, burst=False)
+    for _ in range(1000):
+        planner.feedback(quiet)
+    assert planner.experiment.lost == 0 and planner._usual == 1000.0
+    planner.feedback(quiet._replace(contended=True))
+    assert planner.experiment.lost == pytest.approx(0.049)
+
+
+def test_idle_steps_are_no_steps_without_a_result():
+    planner, tree = Planner(), ChunkedHashTree()
+    for _ in range(500):
+        planner.begin_step(tree, 32, 10.0, False)
+    assert planner._unheard == 0
+
+
+def test_prompts_that_are_computed_in_parts_count_whole():
+    traffic = Traffic()
+    for _ in range(300):
+        traffic.admitted(1, 2048)
+        for _ in range(3):
+            traffic.admitted(0, 2048)
+    assert traffic.learned()["prompt_tokens"] == pytest.approx(8192, rel=0.01)
+    other = Traffic()
+    other.restore({"lifetimes": [], "prompt_tokens": 8192})
+    assert other.learned()["prompt_tokens"] == 8192

@@ -50,6 +50,11 @@ class InEarnest:
         self._forget_gone()
         return len(self._held)
 
+    @property
+    def strangers(self) -> bool:
+        load = self.tree.load()
+        return load.chunks - load.distinct <= max(0.0, load.rows - 1) * load.tip
+
     def oldest(self) -> Hashable:
         return self.tree.oldest()
 

@@ -17,6 +17,7 @@ from feather.traffic import Traffic
 
 _PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
 _PLAYS = 1000  # steps that are played through per second of serving: each takes 10 to 20 µs
+_AT_ONCE = 500  # and at least per step, until a first round is over
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
@@ -24,6 +25,7 @@ _RAREST = 120.0  # seconds without a batch of one prefix, after which an experim
 _RARER = 15.0  # seconds without a mixed one, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
 _QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
+_BROKEN = 0.5  # of what a plan has promised: with less, what comes is counted anew
 _BUDGET = 0.015  # share of the time that experiments may lose
 
 
@@ -78,6 +80,7 @@ class Planner(Policy):
         self._fair_wait = self._limit = float("inf")  # seconds: in order of arrival, and beyond that at most
         self._unheard = 0  # steps begun since the last result
         self._owed = 0.0  # steps to be played
+        self._hurries = False  # whether the present round is played as fast as may be
         self._rested = 0.0  # seconds since the last round
         self._forming = InEarnest(self.cost)
         self.calm = False
@@ -97,8 +100,8 @@ class Planner(Policy):
 
     def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
         forming, gone = self._forming, patience(waited, self._fair_wait, self._limit)
-        forming.asked(tree, room, self._since > _RARER)
-        if self.calm or gone >= 1 or self._unheard > _UNHEARD:
+        forming.asked(tree, room, self.plan.prefixes == 1 and self._since > _RARER)
+        if self.calm or gone >= 1 or late and self.experiment.runs or self._unheard > _UNHEARD:
             chosen: Hashable | None = tree.oldest()
         elif self.experiment.runs:
             chosen = self.experiment.choose(tree, forming.last)
@@ -112,7 +115,7 @@ class Planner(Policy):
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
         self._forming.begin_step(tree)
-        self._unheard += 1
+        self._unheard = self._unheard + 1 if tree.active else 0
         if not contended:
             self._pressed = 0.0
         self.calm = self._pressed < _QUIET and self.traffic.offered < _CALM * self.rates.get(ARRIVAL.name, 0.0)
@@ -124,33 +127,31 @@ class Planner(Policy):
                 self.traffic.common = load.tip
             if experiment.begin_step(tree, max_batch, self.traffic.varied):
                 self._since = 0.0
-                self._plan_at_once(tree, max_batch, max_wait)
+                self._begin_round(tree, max_batch, max_wait, hurries=True)
             return
-        if not self.rates:
-            self._plan_at_once(tree, max_batch, max_wait)
+        if not self.rates and not self._rehearsal:
+            self._begin_round(tree, max_batch, max_wait, hurries=True)
         if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
         # A surprise in what the plan does not show, a mixed step of a plan that takes one prefix at a time, has taught what an experiment would.
         changed = self.cost.changes > self._changes and load.is_pure == (self.plan.prefixes == 1)
         self._changes = self.cost.changes
-        if changed or not self.plan.prefixes and self._since > max(_RAREST, experiment.lost / _BUDGET):
+        if changed or self.plan.prefixes != 1 and self._since > max(_RAREST, experiment.lost / _BUDGET):
             self._worth.clear()
             self.experiments += 1
             experiment.restart()
         elif self._rehearsal:
-            self._play(int(self._owed))
+            self._play(max(int(self._owed), _AT_ONCE * self._hurries))
             self._owed -= int(self._owed)
         elif self._rested > _AGAIN or self.cost.steps < _YOUNG and self.traffic.knows_lifetimes:
             self._begin_round(tree, max_batch, max_wait)
 
-    def _plan_at_once(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> None:
-        self._begin_round(tree, max_batch, max_wait)
-        while self._rehearsal:
-            self._play(1000)
-
-    def _begin_round(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> None:
-        self._rested = self._owed = 0.0
+    def _begin_round(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, hurries: bool = False) -> None:
+        self._rested, self._owed, self._hurries = 0.0, 0.0, hurries
         if self.traffic.knows_lifetimes and not self._known:
+            self._worth.clear()
+        if self.plan.prefixes and self._usual < _BROKEN * self.rates.get(self.plan.name, 0.0):
+            self.traffic.recount()
             self._worth.clear()
         self._known = self.traffic.knows_lifetimes
         scene = self.traffic.scene(tree, max_batch, max_wait)
@@ -212,13 +213,14 @@ class Planner(Policy):
         self._since += step.seconds
         self._rested += step.seconds
         self._owed += step.seconds * _PLAYS
-        if step.admitted:
-            self.traffic.admitted(step.admitted, step.prefill_tokens)
-        if self.experiment.runs:
+        self.traffic.admitted(step.admitted, step.prefill_tokens)
+        if not step.contended:
+            return
+        if self.experiment.runs and not step.burst and not self.calm:
             self.experiment.ran(step, self._usual)
             return
         self._usual += (step.tokens / step.seconds - self._usual) * (0.02 if self._usual else 1.0)
-        if step.load.is_pure != bool(self.plan.prefixes):
+        if step.load.is_pure != (self.plan.prefixes == 1):
             self._since = 0.0
 
     def told(self) -> dict[str, float]:
