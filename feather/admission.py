@@ -20,8 +20,9 @@ class Admission:
 
     Args:
         former: forms the batches; not shared.
-        by_priority: offer only the best priority that waits (the least number); a stop never holds it back behind a running
-            request of a worse one.
+        by_priority: the best priority that waits (the least number) goes first. A stop never holds it back behind a running request of a
+            worse one. A few requests that come while many of a worse one are offered go in order of arrival, since to take those back and
+            offer them again would cost time for each.
         decision_budget: seconds that a decision may take. One overrun may be the machine's fault, three in a row are not.
 
     No mistake of the former or its policy reaches the engine: ``guarded`` keeps an exception, or decisions that exceed their
@@ -40,7 +41,8 @@ class Admission:
         self._offered: dict[Hashable, None] = {}  # ids of those of them that the former knows
         self._aside: dict[Hashable, Request] = {}
         self._running: dict[Hashable, Request] = {}
-        self._came_or_went = False  # since the best priority was offered
+        self._classes: dict[int, dict[Hashable, Request]] = {}  # those that wait, by priority, where that counts
+        self._class: int | None = None  # priority of the offered ones
         self._places: dict[Hashable, bytes] = {}  # of running requests, in the order by prefix
 
     @property
@@ -73,7 +75,8 @@ class Admission:
     def insert(self, request: Request) -> None:
         """A new request waits."""
         self._wait(request)
-        if not self._by_priority:  # otherwise it is offered when its priority's turn comes
+        self.former.waits(request)
+        if not self._by_priority or request.priority == self._class:  # otherwise it is offered when its priority's turn comes
             self._offer(request)
 
     def add_to_batch(self, request_id: Hashable) -> None:
@@ -81,7 +84,7 @@ class Admission:
         if request_id not in self._offered:
             self._offer(self._waiting[request_id])
         del self._offered[request_id]
-        self._running[request_id] = self._waiting.pop(request_id)
+        self._running[request_id] = self._leave(request_id)
         self.former.add_to_batch(request_id)
 
     def finish(self, request_id: Hashable) -> None:
@@ -91,22 +94,25 @@ class Admission:
 
     def preempt(self, request_id: Hashable) -> None:
         """A running request waits again."""
-        self._wait(self._running.pop(request_id))
+        request = self._running.pop(request_id)
+        self._wait(request)
         self.former.preempt(request_id)
         self._offered[request_id] = None
+        if self._by_priority and request.priority != self._class:
+            self._take_back(request_id)
 
     def remove(self, request_id: Hashable) -> None:
         """A request that waits, or was set aside, is gone."""
-        self._came_or_went = True
         if self._aside.pop(request_id, None) is None:
-            del self._waiting[request_id]
+            self._leave(request_id)
         if request_id in self._offered:
             self._take_back(request_id)
 
     def set_aside(self, request_id: Hashable) -> None:
         """A waiting request cannot be admitted now, for the engine's own reasons. It keeps its place by arrival."""
-        self._aside[request_id] = self._waiting.pop(request_id)
-        self._take_back(request_id)
+        self._aside[request_id] = self._leave(request_id)
+        if request_id in self._offered:
+            self._take_back(request_id)
 
     def put_back(self, request_id: Hashable) -> None:
         """A request that was set aside waits again."""
@@ -117,8 +123,8 @@ class Admission:
     def next(self, busy: bool) -> Hashable | None:
         """The id of the request to admit next; None: none can be, or the batch is to run as it stands. ``busy``: something runs;
         without it a stop would never end."""
-        if self._by_priority and (self._came_or_went or not self._offered):
-            self._offer_best_priority()
+        if self._by_priority and (urgent := self._urgent()) is not None:
+            return urgent
         if not self._offered:
             return None
         start, before = time.perf_counter(), self.former.decisions
@@ -154,8 +160,18 @@ class Admission:
         return self._waiting[next(iter(self._offered))].priority >= max(request.priority for request in self._running.values())
 
     def _wait(self, request: Request) -> None:
-        self._came_or_went = True
         self._waiting[request.id] = request
+        if self._by_priority:
+            self._classes.setdefault(request.priority, {})[request.id] = request
+
+    def _leave(self, request_id: Hashable) -> Request:
+        """It waits no longer."""
+        request = self._waiting.pop(request_id)
+        if self._by_priority:
+            del self._classes[request.priority][request_id]
+            if not self._classes[request.priority]:
+                del self._classes[request.priority]
+        return request
 
     def _offer(self, request: Request) -> None:
         self.former.insert(request)
@@ -165,13 +181,17 @@ class Admission:
         del self._offered[request_id]
         self.former.remove(request_id)
 
-    def _offer_best_priority(self) -> None:
-        self._came_or_went = False
-        if not self._waiting:
-            return
-        best = min(request.priority for request in self._waiting.values())
-        for request_id in [request_id for request_id in self._offered if self._waiting[request_id].priority != best]:
+    def _urgent(self) -> Hashable | None:
+        """See to it that the best priority that waits is offered. Returns who goes next without having been: one of a few that are of a better
+        priority than many who are offered."""
+        best = min(self._classes, default=None)
+        if best is None or best == self._class:
+            return None
+        if len(self._classes[best]) < len(self._offered):
+            return next(iter(self._classes[best]))
+        for request_id in list(self._offered):
             self._take_back(request_id)
-        for request in self._waiting.values():
-            if request.priority == best and request.id not in self._offered:
-                self._offer(request)
+        self._class = best
+        for request in self._classes[best].values():
+            self._offer(request)
+        return None

@@ -94,8 +94,15 @@ class BatchFormer:
         else:
             self._came += 1
             self.policy.arrived(self.tree, request.id)
-        request.since = self._clock()
+        self.waits(request)
+        if request.preempted:
+            self._preempted[request.id] = request
         self._next = _UNKNOWN
+
+    def waits(self, request: Request) -> None:
+        """A request waits from now on, unless it does so already."""
+        if request.since is None:
+            request.since = self._clock()
 
     def remove(self, request_id: Hashable) -> Request:
         """A waiting request is withdrawn. Returns its record, to be inserted again should it come back."""
@@ -107,6 +114,7 @@ class BatchFormer:
 
     def add_to_batch(self, request_id: Hashable) -> None:
         """The engine has admitted a waiting request, the ``next`` one or another."""
+        self.tree.request(request_id).preempted = False
         self.tree.add_to_batch(request_id)
         self._preempted.pop(request_id, None)
         self._turns.give()
@@ -124,7 +132,7 @@ class BatchFormer:
     def preempt(self, request_id: Hashable) -> None:
         """A running request waits again, before those that have not run yet."""
         request = self._preempted[request_id] = self.tree.preempt(request_id)
-        request.since = self._clock()
+        request.preempted, request.since = True, self._clock()
         self._turns.take_back()
         self._began.pop(request_id, None)
         self._next = _UNKNOWN
@@ -177,7 +185,7 @@ class BatchFormer:
             return oldest.id
         tree = self.tree
         late = self._turns.seconds_past(oldest.arrival or 0) > self.max_wait
-        chosen = self.policy.choose(tree, self.max_batch - len(self.running), self._clock() - oldest.since, late)
+        chosen = self.policy.choose(tree, self.max_batch - len(self.running), self._clock() - (oldest.since or 0.0), late)
         if self.trace and tree.active and (best := tree.find_best()):
             self.trace.decided(len(tree.active), best.tip_before - best.tip_after, best.sharing, self.waiting, 0, chosen is not None)
         return chosen

@@ -33,8 +33,8 @@ class Memory:
             policy.load(self._path)
         except FileNotFoundError:
             self._logger.info("Feather starts without experience and will keep it in %s", self._path)
-        except (ValueError, OSError) as error:
-            self._logger.warning("Feather starts without experience: %s", error)
+        except Exception as error:  # a policy of somebody's own may raise anything
+            self._logger.warning("Feather starts without experience: %s", _shown(error))
 
     def keep(self, policy: Policy, idle: bool = False, now: bool = False) -> None:
         """A step has run: save if it is time, or ``now``. ``idle``: it was the last for the moment."""
@@ -46,7 +46,11 @@ class Memory:
             if not is_ours(str(self._path)):
                 raise OSError("another process keeps its own there: give each server a file")
             policy.save(self._path)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             if not self._told:
-                self._logger.warning("Feather could not keep what it has learned in %s: %s", self._path, error)
+                self._logger.warning("Feather could not keep what it has learned in %s: %s", self._path, _shown(error))
             self._told = True
+
+
+def _shown(error: Exception) -> str:
+    return str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"

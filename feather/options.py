@@ -178,7 +178,7 @@ class Options:
         """The chosen policy. One that cannot be made (a damaged file) is replaced by never stopping, with a warning."""
         try:
             return policy_class(self.policy).make(self.settings(), self)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a policy of somebody's own may raise anything
             logger.warning("Feather never stops a batch, because the policy %r cannot be made: %s", self.policy, error)
             return NeverStop()
 

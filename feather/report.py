@@ -29,6 +29,7 @@ PLANNER = {
 }
 """gauges of the planner; each has a label of its own, what it is the price or the promise of"""
 _SECONDS = "decision_seconds"
+_MOST = 9e9  # what vLLM can carry to its endpoint; more, or what is no number, is told as 0
 _BUCKETS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 
 
@@ -47,11 +48,11 @@ class Report:
             former = admission.former
             totals |= {"decisions": former.decisions, "stops": admission.stops, _SECONDS: admission.decision_seconds}
             state = {"batch_homogeneity": former.tree.homogeneity, "tip_tokens": former.tree.tip_depth * self._chunk_size,
-                     "oldest_wait_seconds": oldest_wait, **former.policy.told()}  # fmt: skip
+                     "oldest_wait_seconds": oldest_wait, **(admission.guarded(lambda: former.policy.told()) or {})}  # fmt: skip
         totals |= {f"attention_{name}": total for name, total in self._attention().items()}
         news = {name: total - self._told.get(name, 0) for name, total in totals.items()}
         self._told |= totals
-        return news | state
+        return {name: number if abs(number) < _MOST else 0.0 for name, number in (news | state).items()}
 
 
 def registered(prometheus: ModuleType, prefix: str, labels: Sequence[str], attention: bool = False) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def show(metrics: Mapping[str, Any], numbers: Mapping[str, float], labels: Mappi
         if name == "attention_steps":
             shared = {kernel: numbers.get(f"attention_{kernel}", 0) for kernel in ("cascade", "packed")}
             for kernel, steps in (shared | {"paged": numbers.get(name, 0) - sum(shared.values())}).items():
-                metric.labels(**labels, kernel=kernel).inc(steps)
+                metric.labels(**labels, kernel=kernel).inc(max(0, steps))
             continue
         if name in PLANNER:
             for key, number in numbers.items():

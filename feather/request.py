@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What Feather knows of a request. One record is passed along by ``Admission``, ``BatchFormer`` and ``ChunkedHashTree``; whoever
-    inserts it must not change it afterwards.
+    """What Feather knows of a request. One record is passed along by ``Admission``, ``BatchFormer`` and ``ChunkedHashTree``; only they
+    change it after it was inserted.
 
     The three have the same operations, those of the paper's tree, and call them alike: ``insert`` (a record), and by the record's
     id ``add_to_batch``, ``finish``, ``preempt`` and ``remove``.
@@ -21,5 +21,7 @@ class Request:
     arrival: int | None = None
     """0 for the first request that came, and so on. Given at the first ``insert`` and kept: a request that is removed and inserted
     again has its old place in the order of arrival"""
-    since: float = 0.0
+    since: float | None = None
     """when it began to wait, on the former's clock, seconds; anew after each preemption"""
+    preempted: bool = False
+    """whether it has run and waits again"""

@@ -373,3 +373,68 @@ def test_the_threshold_counts_tokens_load_and_the_floor():
 def test_wrong_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Options.from_mapping(options)
+
+
+def test_a_few_urgent_requests_do_not_move_a_long_queue_and_many_do():
+    former = BatchFormer(NeverStop())
+    admission = Admission(former, by_priority=True)
+    for number in range(100):
+        admission.insert(Request(("patient", number), [number % 4, number], 1))
+    admission.add_to_batch(admission.next(busy=False))
+    admission.insert(Request("urgent", [9, 9], 0))
+    admission.insert(Request("more urgent", [9, 8], -1))
+    removed = []
+    former.remove = lambda id_, remove=former.remove: (removed.append(id_), remove(id_))[1]
+    for expected in ("more urgent", "urgent"):
+        assert admission.next(busy=True) == expected
+        admission.add_to_batch(expected)
+    assert not removed and admission.next(busy=True)[0] == "patient"
+    for number in range(100):
+        admission.insert(Request(("urgent", number), [number % 2, number], 0))
+    first = admission.next(busy=True)
+    assert first[0] == "urgent" and len(removed) == 99, "as many as are offered: it pays to offer them instead"
+    for _ in range(100):
+        assert (urgent := admission.next(busy=True))[0] == "urgent"
+        admission.add_to_batch(urgent)
+    assert admission.next(busy=True)[0] == "patient"
+
+
+def test_who_comes_back_has_waited_all_the_while():
+    clock = Clock()
+    waited = []
+    policy = NeverStop()
+    policy.choose = lambda tree, room, seconds, late: (waited.append(seconds), tree.oldest())[1]
+    admission = Admission(BatchFormer(policy, clock=clock))
+    admission.insert(Request("one", "abc"))
+    for second in range(1, 4):
+        clock.now = float(second)
+        admission.former.new_step()
+        assert admission.next(busy=False) == "one"
+        admission.set_aside("one")
+        admission.put_back("one")
+    assert waited == [1.0, 2.0, 3.0]
+    admission = Admission(BatchFormer(policy, clock=clock), by_priority=True)
+    admission.insert(Request("first", "abc", 0))
+    admission.next(busy=False)
+    admission.insert(Request("second", "abc", 1))
+    clock.now = 10.0
+    admission.add_to_batch("first")
+    assert admission.next(busy=True) == "second" and waited[-1] == 7.0, "what it waited before its priority's turn counts"
+
+
+def test_a_preempted_request_that_the_engine_defers_goes_first_when_it_is_back():
+    admission = Admission(BatchFormer(NeverStop()))
+    for number in range(3):
+        admission.insert(Request(number, [number]))
+    for number in (0, 1):
+        admission.add_to_batch(number)
+    admission.preempt(1)
+    assert admission.next(busy=True) == 1
+    admission.set_aside(1)
+    assert admission.next(busy=True) == 2
+    admission.put_back(1)
+    assert admission.next(busy=True) == 1
+    admission.add_to_batch(1)
+    admission.finish(1)
+    admission.insert(Request(1, [1]))
+    assert admission.next(busy=True) == 2, "another request of that name has not run"

@@ -280,3 +280,25 @@ def test_a_trace_that_ended_on_a_full_disk_can_be_read(tmp_path):
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"tokens": 1})[:5])
     assert len(trace.read(str(path))) == 5
+
+
+class Odd(NeverStop):
+    kind = "odd"
+
+    def save(self, path):
+        raise TypeError("Object of type float32 is not JSON serializable")
+
+    def load(self, path):
+        raise RecursionError("maximum recursion depth exceeded")
+
+
+def test_a_policy_that_cannot_be_kept_or_recalled_is_told_once_and_stops_nothing(tmp_path, caplog):
+    memory = Memory(str(tmp_path / "checkpoint.json"), logging.getLogger("test"))
+    with caplog.at_level("WARNING"):
+        memory.recall(Odd())
+        for _ in range(3):
+            memory.keep(Odd(), now=True)
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "RecursionError: maximum recursion depth exceeded",
+        "TypeError: Object of type float32 is not JSON serializable",
+    ]

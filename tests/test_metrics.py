@@ -69,3 +69,20 @@ def test_a_stock_scheduler_shows_no_metric_of_feathers():
     metrics.record(stats, None)
     metrics.record(None, None)
     assert metrics._metrics is None and stats.waiting_lora_adapters == {"an adapter": 1} and value("decisions_total") == before
+
+
+def test_what_a_policy_tells_wrongly_reaches_neither_the_engine_nor_the_endpoint(tmp_path):
+    scheduler = make_scheduler(FeatherScheduler, tmp_path, feather={"policy": "planner"}, log_stats=True)
+    policy = scheduler.waiting.former.policy
+    policy.told = lambda: {"promise_arrival": float("inf"), "price_row": float("nan")}
+    driver = Watched(scheduler)
+    driver.add(*(make_request(scheduler, str(i), range(10, 60), 6) for i in range(6)))
+    driver.step()
+    assert REGISTRY.get_sample_value("feather_promise", {"model_name": "tiny", "engine": "0", "of": "arrival"}) == 0
+
+    def wrong():
+        raise RuntimeError("no such number")
+
+    policy.told = wrong
+    driver.run()
+    assert scheduler.fallback == "RuntimeError: no such number" and value("fallbacks_total") == 1

@@ -248,6 +248,9 @@ def test_a_prompt_is_hashed_as_the_tree_hashes_it():
     assert prefix_path([SimpleNamespace(prompt_token_ids=tokens)], 256) == hash_tokens(tokens, 256)
     assert prefix_path([{"prompt": tokens}], 256) == hash_tokens(tokens, 256)
     assert prefix_path([object(), {"prompt": [tokens, [1]]}], 256) == hash_tokens(tokens, 256)
+    assert prefix_path([{"prompt_token_ids": np.array(tokens)}], 256) == hash_tokens(tokens, 256)
+    for odd in ({"messages": [{("a", "tuple"): 1}]}, {"prompt": 5}, {"prompt": [[], []]}, {"prompt_token_ids": [-1] * 300}, {"prompt": []}):
+        assert prefix_path([odd], 256) == []
 
 
 def test_text_and_messages_share_what_they_begin_with():

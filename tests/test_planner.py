@@ -258,7 +258,7 @@ def test_no_step_plays_through_all_that_a_long_queue_would_do():
 
 
 def test_a_lull_costs_an_experiment_nothing():
-    planner, tree = Planner(), ChunkedHashTree()
+    planner = Planner()
     planner.experiment.begun, planner._usual = True, 1000.0
     quiet = Step(tokens=1, seconds=0.05, prefill_tokens=0, contended=False, load=Load(1, 1, 1, 1, 1), admitted=0, burst=False)
     for _ in range(1000):

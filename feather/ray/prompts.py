@@ -14,14 +14,16 @@ def prefix_path(arguments: Iterable[Any], chunk_size: int = 512, model: str = ""
     hash. Empty where there is nothing that can be hashed: such a request shares nothing."""
     for argument in arguments:
         get = argument.get if isinstance(argument, Mapping) else lambda name, argument=argument: getattr(argument, name, None)
-        if prompt := get("prompt_token_ids") or get("prompt") or get("messages"):
+        try:
+            prompt = next(found for name in ("prompt_token_ids", "prompt", "messages") if (found := get(name)) is not None and len(found))
             keys = [(0, f"{kind} {value}".encode()) for kind, value in (("lora", model), ("salt", get("cache_salt"))) if value]
             if isinstance(prompt, list) and not isinstance(prompt[0], int):  # several prompts, or messages
                 prompt = prompt[0] if isinstance(prompt[0], (str, list)) else json.dumps(prompt, default=str)
             if isinstance(prompt, str):
                 prompt, chunk_size = array("I", prompt.encode("utf-32-le", "surrogatepass")), 4 * chunk_size
-            try:
-                return hash_tokens(prompt, chunk_size, keys)
-            except (TypeError, ValueError):
-                break
+            return hash_tokens(prompt, chunk_size, keys)
+        except StopIteration:
+            continue
+        except Exception:  # a user's object, whatever it is: an exception here would leave its request waiting for ever
+            break
     return []

@@ -86,7 +86,8 @@ class Beside:
         seconds = now - (self._last_result if self._busy else max(start, self._last_result))
         self._last_result, self._busy = now, bool(self.scheduler.waiting_queue or self.running())
         self.policy.ran(formed, tokens, seconds, prefill_tokens)
-        self._memory.keep(self.policy.former.policy, idle=not self._busy)
+        if self.policy.failure is None:
+            self._memory.keep(self.policy.former.policy, idle=not self._busy)
         self._tell(self.policy.admission)
 
     def failed(self, failure: str) -> None:

@@ -17,7 +17,7 @@ from vllm.v1.attention.backends import cpu_attn
 
 from feather.options import Options
 from feather.vllm.attention.attend import Attend
-from feather.vllm.attention.counters import Counters, path
+from feather.vllm.attention.counters import Counters, is_first_worker, path
 from feather.vllm.attention.plan import make_plan, sort_rows
 from feather.vllm.attention.vectors import LANES
 
@@ -53,7 +53,7 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         options = Options.from_additional_config(vllm_config.additional_config)
         self.mode, self.sorts = options.attention, options.rows == "prefix"
-        self.counters = Counters(path(vllm_config) if options.changes_steps else None)
+        self.counters = Counters(path(vllm_config) if options.changes_steps and is_first_worker() else None)
         self._attend: Attend | None = None
         self._layers = [layer.impl for layer in cpu_attn.get_layers_from_vllm_config(vllm_config, cpu_attn.Attention, layer_names).values()]
         if self.mode != "paged":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vllm.distributed import parallel_state
 
 NAMES = ("steps", "cascade", "packed", "rows", "shared_rows", "saved_tokens")
 """steps; those of them with shared prefixes computed once, by kernel; rows; those that shared; tokens of keys and values, of one layer, that were
@@ -17,9 +18,15 @@ not read again"""
 
 
 def path(vllm_config: Any) -> Path:
+    """Of the engine's file, that of the first worker."""
     parallel = vllm_config.parallel_config
     rank = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
     return Path(tempfile.gettempdir()) / f"feather-attention-{vllm_config.instance_id}-{rank}"
+
+
+def is_first_worker() -> bool:
+    """Whether this process computes the first share of every layer: under tensor parallelism all do the same steps, and one counts them."""
+    return not parallel_state.model_parallel_is_initialized() or parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 class Counters:
