@@ -17,6 +17,7 @@ from feather.options import Options
 from feather.report import Report, registered, show
 from feather.sglang.adder import SEAT
 from feather.sglang.schedule_policy import FeatherSchedulePolicy
+from feather.times import StepTimes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Beside:
         self._memory = Memory(options.checkpoint, logger)
         self._memory.recall(former.policy)
         self._steps: deque[tuple[Formed | None, float, int]] = deque(maxlen=_MOST)  # in flight: formed, start, prompt tokens
-        self._last_result, self._busy = float("-inf"), False  # whether anybody was left to serve then
+        self._times = StepTimes()
         self._report = Report(options.chunk_size)
         self._metrics: dict[str, Any] = {}
 
@@ -78,16 +79,15 @@ class Beside:
         requests = list(batch.reqs)
         before = sum(len(request.output_ids) for request in requests)
         yield
-        if not self._steps:
+        now, busy = self.now(), bool(self.scheduler.waiting_queue or self.running())
+        formed, start, prefill_tokens = self._steps.popleft() if self._steps else (None, now, 0)
+        seconds = self._times.result(now, start, busy)
+        if formed is None:
             return
         tokens = sum(len(request.output_ids) for request in requests) - before
-        (formed, start, prefill_tokens), now = self._steps.popleft(), self.now()
-        # What the engine does between two steps delays tokens as well; after an idle moment a step's time begins with the step.
-        seconds = now - (self._last_result if self._busy else max(start, self._last_result))
-        self._last_result, self._busy = now, bool(self.scheduler.waiting_queue or self.running())
         self.policy.ran(formed, tokens, seconds, prefill_tokens)
         if self.policy.failure is None:
-            self._memory.keep(self.policy.former.policy, idle=not self._busy)
+            self._memory.keep(self.policy.former.policy, idle=not busy)
         self._tell(self.policy.admission)
 
     def failed(self, failure: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 
+from feather.times import StepTimes
+
 _MOST = 64  # steps in flight; more have been dropped by the engine
 
 
@@ -21,15 +23,12 @@ class Ran(NamedTuple):
 
 
 class StepsInFlight:
-    """Steps that were scheduled and have no result yet.
-
-    While anybody is left to serve, a step's time runs from the result of the step before: what the engine does between two steps delays
-    tokens as well, and many small steps have much of it. After an idle moment it runs from the step's own start."""
+    """Steps that were scheduled and have no result yet."""
 
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
         self._formed: dict[int, tuple[SchedulerOutput, Any, float]] = {}
-        self._last_result, self._busy = float("-inf"), False  # whether anybody was left to serve then
+        self._times = StepTimes()
 
     def formed(self, output: SchedulerOutput, formed: Any, start: float) -> None:
         if len(self._formed) == _MOST:
@@ -38,14 +37,13 @@ class StepsInFlight:
 
     def ran(self, output: SchedulerOutput, results: dict[int, EngineCoreOutputs], busy: bool) -> Ran | None:
         """None for a step that Feather did not form. ``busy``: whether anybody is left to serve."""
-        now, before, continued = self._clock(), self._last_result, self._busy
-        self._last_result, self._busy = now, busy
-        known = self._formed.pop(id(output), None)
-        if known is None:
+        now = self._clock()
+        _, formed, start = self._formed.pop(id(output), (None, None, now))
+        seconds = self._times.result(now, start, busy)
+        if formed is None:
             return None
-        _, formed, start = known
         tokens = sum(len(one.new_token_ids) for result in results.values() for one in result.outputs)
-        return Ran(formed, tokens, now - (before if continued else max(start, before)), step_prefill_tokens(output))
+        return Ran(formed, tokens, seconds, step_prefill_tokens(output))
 
 
 def step_prefill_tokens(output: SchedulerOutput) -> int:
