@@ -9,7 +9,7 @@ _SEEN = 3  # decode-only steps of each kind that it waits for
 _LASTS, _PRESSED = 1.5, 32  # batches of requests, or steps under pressure, from which on a queue is taken to last
 _STRANGERS = 1.5  # times the rows of the first prefix, that it fills up to with the second
 _MOST_LOST = 10.0  # seconds, after which it is broken off
-_MOST_STEPS = 100  # of a stage, after which it is broken off: where requests run for a single step, none is without a prompt
+_MOST_PROMPTS = 100  # steps in a row with prompts, after which it is broken off: where requests run for a single step, none is without
 _ONE, _MORE, _STRANGER, _STRANGERS_JOIN, OVER = range(5)  # its stages
 
 
@@ -24,7 +24,7 @@ class Experiment:
         self.lost = 0.0
         """seconds that it has cost, as far as that is known"""
         self._steps = 0  # decoded in this stage
-        self._all_steps = 0  # of this stage, but for those in which the batch before it runs out
+        self._prompts = 0  # steps in a row that had any
         self._rows = 0.0  # in the batch when it began
         self._pressed = 0  # steps in a row that left half as many waiting as run
 
@@ -43,18 +43,18 @@ class Experiment:
         return self.stage >= _STRANGER
 
     def restart(self) -> None:
-        self.stage, self._steps, self._all_steps, self.lost = _ONE, 0, 0, 0.0
+        self.stage, self._steps, self._prompts, self.lost = _ONE, 0, 0, 0.0
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, varied: bool) -> bool:
         """A scheduling step begins, under contention. ``varied``: whether several prefixes come. Returns whether it ends the experiment."""
         self.begun = self.begun or self._lasts(len(tree.active), len(tree.waiting), max_batch) and varied
         if not self.begun:
             return False
-        if self.lost > _MOST_LOST or self._all_steps > _MOST_STEPS:
+        if self.lost > _MOST_LOST or self._prompts > _MOST_PROMPTS:
             self.stage = OVER
         elif self._stage_done(tree, max_batch):
             rows = tree.load().rows
-            self.stage, self._steps, self._all_steps, self._rows = self.stage + 1, 0, 0, rows
+            self.stage, self._steps, self._rows = self.stage + 1, 0, rows
             if self.stage == _STRANGER and (tree.largest_branch() is None or rows < 2):
                 self.stage = OVER
         if self.stage == OVER:
@@ -76,7 +76,7 @@ class Experiment:
     def ran(self, step: Step, usual: float) -> None:
         """A step of it has run; ``usual``: throughput outside of experiments, tok/s, or 0."""
         self._steps += not step.prefill_tokens
-        self._all_steps += self.stage > _ONE or step.admitted > 0
+        self._prompts = self._prompts + 1 if step.prefill_tokens else 0
         self.lost += step.seconds - step.tokens / usual if usual else 0.0
 
     def _lasts(self, running: int, waiting: int, max_batch: float) -> bool:
