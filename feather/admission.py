@@ -3,7 +3,10 @@ passes over, and a watch on decisions that fail or take too long."""
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, KeysView
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any
 
 from feather.former import BatchFormer, Formed
@@ -41,7 +44,9 @@ class Admission:
         self._offered: dict[Hashable, None] = {}  # ids of those of them that the former knows
         self._aside: dict[Hashable, Request] = {}
         self._running: dict[Hashable, Request] = {}
-        self._classes: dict[int, dict[Hashable, Request]] = {}  # those that wait, by priority, where that counts
+        self._came = 0  # requests so far
+        self._classes: dict[int, list[tuple[bool, int, Request]]] = {}  # heaps of those that wait, by priority; some entries have passed
+        self._sizes: Counter[int] = Counter()  # how many wait, by priority
         self._class: int | None = None  # priority of the offered ones
         self._places: dict[Hashable, bytes] = {}  # of running requests, in the order by prefix
 
@@ -74,6 +79,9 @@ class Admission:
 
     def insert(self, request: Request) -> None:
         """A new request waits."""
+        if request.came is None:
+            request.came = self._came
+            self._came += 1
         self._wait(request)
         self.former.waits(request)
         if not self._by_priority or request.priority == self._class:  # otherwise it is offered when its priority's turn comes
@@ -95,8 +103,8 @@ class Admission:
     def preempt(self, request_id: Hashable) -> None:
         """A running request waits again."""
         request = self._running.pop(request_id)
-        self._wait(request)
         self.former.preempt(request_id)
+        self._wait(request)
         self._offered[request_id] = None
         if self._by_priority and request.priority != self._class:
             self._take_back(request_id)
@@ -162,15 +170,16 @@ class Admission:
     def _wait(self, request: Request) -> None:
         self._waiting[request.id] = request
         if self._by_priority:
-            self._classes.setdefault(request.priority, {})[request.id] = request
+            heappush(self._classes.setdefault(request.priority, []), (not request.preempted, request.came or 0, request))
+            self._sizes[request.priority] += 1
 
     def _leave(self, request_id: Hashable) -> Request:
         """It waits no longer."""
         request = self._waiting.pop(request_id)
         if self._by_priority:
-            del self._classes[request.priority][request_id]
-            if not self._classes[request.priority]:
-                del self._classes[request.priority]
+            self._sizes[request.priority] -= 1
+            if not self._sizes[request.priority]:
+                del self._sizes[request.priority], self._classes[request.priority]
         return request
 
     def _offer(self, request: Request) -> None:
@@ -187,11 +196,14 @@ class Admission:
         best = min(self._classes, default=None)
         if best is None or best == self._class:
             return None
-        if len(self._classes[best]) < len(self._offered):
-            return next(iter(self._classes[best]))
+        heap = self._classes[best]
+        while self._waiting.get(heap[0][2].id) is not heap[0][2] or heap[0][0] == heap[0][2].preempted:
+            heappop(heap)
+        if self._sizes[best] < len(self._offered):
+            return heap[0][2].id
         for request_id in list(self._offered):
             self._take_back(request_id)
         self._class = best
-        for request in self._classes[best].values():
+        for request in sorted((one for one in self._waiting.values() if one.priority == best), key=attrgetter("came")):
             self._offer(request)
         return None

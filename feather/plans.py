@@ -48,7 +48,7 @@ class Forming(Protocol[Waiter]):
 
     @property
     def strangers(self) -> bool:
-        """Whether those in the batch share with each other no more than all share with all."""
+        """Whether those in the batch, and the oldest that waits, share with each other no more than all share with all."""
 
     def oldest(self) -> Waiter:
         """Who came first."""

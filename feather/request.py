@@ -23,5 +23,7 @@ class Request:
     again has its old place in the order of arrival"""
     since: float | None = None
     """when it began to wait, on the former's clock, seconds; anew after each preemption"""
+    came: int | None = None
+    """the same among all of an engine's requests, offered to the former or not; given and kept by ``Admission``"""
     preempted: bool = False
     """whether it has run and waits again"""

@@ -26,7 +26,7 @@ class Traffic:
         """mean depth that all prefixes have in common, chunks"""
         self._arrivals: dict[Hashable, float] = {}  # by prefix, faded
         self._came = 0.0
-        self._last: deque[Hashable] = deque(maxlen=_LAST)  # prefixes of the latest
+        self._last: deque[tuple[Hashable, bool]] = deque(maxlen=_LAST)  # prefixes of the latest, and whether others had them
         self._depth = self._length = 0.0  # means: of a prefix, of a path
         self._prefix_of: dict[Hashable, Hashable] = {}  # of the requests that wait or run
         self._lifetimes: dict[Hashable, deque[int]] = {}  # by prefix: steps that its latest requests ran for
@@ -58,7 +58,7 @@ class Traffic:
         self._arrivals[mark] = self._arrivals.get(mark, float(mark != request_id)) + 1
         self._came += 1
         self._recent += 1
-        self._last.append(mark)
+        self._last.append((mark, mark != request_id))
         self._seen += 1
         self._prefix_of[request_id] = mark
         if self._came > max(_LATEST, 4 * len(tree.waiting)):
@@ -80,7 +80,7 @@ class Traffic:
 
     def recount(self) -> None:
         """Take the last few for all that has come."""
-        self._arrivals = {mark: float(count) for mark, count in Counter(self._last).items()}
+        self._arrivals = {mark: float(count + shared) for (mark, shared), count in Counter(self._last).items()}
         self._came = float(len(self._last))
 
     def passed(self, seconds: float) -> None:

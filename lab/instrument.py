@@ -1,6 +1,6 @@
-"""Steady state, measured: arms, kernels and workloads interleaved on one engine, each run until its throughput is known well enough.
+"""Steady state, measured: arms and kernels interleaved on one engine, one set of prefixes after the other, each run until its throughput is known well enough.
 
-What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, those of one repeat have the same requests but for
+What makes runs comparable: all find the same prefixes in the prefix cache and nothing of each other, those of one workload and repeat have the same requests but for
 suffixes of their own, an adaptive policy starts each run knowing nothing (an arm that is to begin warm says so by its options), and a control recurs, by which a drift of the machine shows. A run
 whose interval is too wide to say anything, as where the machine stood still in it, is run again.
 """
@@ -68,7 +68,9 @@ class Effort:
     """seconds of a run on the engine's clock, at most"""
     learning: float = 12.0
     """seconds that an arm that learns is given on a real engine before its steady part may begin, beyond ``limit``: the planner settles within 3 to 13
-    (``benchmarks.steady``), and a rule that looks for the end of a transient misses one that is as long as the run. Not where runs are short"""
+    (``benchmarks.steady``), and a rule that looks for the end of a transient misses one that is as long as the run. Not where runs are short. In an
+    open loop all arms are given them where one learns, and none ends before ``limit``: in overload waits grow with time, so that only runs of one
+    length can be compared"""
     turnovers: float = 5.0
     """of the whole batch that a run's steady part has at least; a run has at most six times as many"""
     more_repeats: int = 0
@@ -102,7 +104,8 @@ def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), co
     by_prefixes: dict[tuple, list[Cell]] = defaultdict(list)
     for cell in cells:
         by_prefixes[cell.loop.groups, cell.loop.prefix_tokens].append(cell)
-    bench = _Bench(engine, effort, seed, tqdm(total=effort.repeats * len(cells), desc=desc, unit="run", mininterval=1))
+    learns = any(arm_of(cell.arm).learns for cell in cells)
+    bench = _Bench(engine, effort, seed, learns, tqdm(total=effort.repeats * len(cells), desc=desc, unit="run", mininterval=1))
     with bench.bar:
         for together in by_prefixes.values():
             yield from _interleaved(bench, together, control if control in together else together[0])
@@ -147,6 +150,8 @@ class _Bench:
     engine: Engine
     effort: Effort
     seed: int
+    learns: bool
+    """whether any of the arms does"""
     bar: tqdm
     runs: int = 0
 
@@ -190,8 +195,9 @@ class _Bench:
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
         # An estimate goes by the tokens that came until the last request was sent. These suffice up to four times what the engine can serve.
         least = ceil(4 * LEAST_TOKENS / loop.mean_decode)
-        learned = effort.learning if self._lasts and arm_of(cell.arm).learns else 0.0
-        requests = (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)) + ceil(learned * _FASTEST / loop.mean_decode)
+        longest = effort.learning if self._lasts and self.learns else 0.0
+        learned = longest if loop.clients is None or arm_of(cell.arm).learns else 0.0
+        requests = (loop.clients or rows) + max(least, int(6 * effort.turnovers * rows)) + ceil(longest * _FASTEST / loop.mean_decode)
         workload = self.workload(loop, requests, repeat)
 
         def tell(now: float, estimate: Estimate) -> None:
@@ -199,7 +205,8 @@ class _Bench:
             self.bar.set_postfix_str(f"{cell.name}: {estimate.mean:.0f} tok/s ± {spread:.1f} % after {now:.3g} s", refresh=False)
 
         # Of less than a whole batch's answers the steady part may hold nobody's first token.
-        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), effort.target, effort.limit, tell, rows * loop.mean_decode, learned)
+        target = effort.target if loop.clients else 0.0
+        watch = Watch(int(effort.turnovers * rows * loop.mean_decode), target, effort.limit, tell, rows * loop.mean_decode, learned)
         run = self.engine.run(workload, arm_of(cell.arm), watch)
         found = steady(run, min(learned, (run.closed_until or run.seconds) / 2))  # where the requests did not last, half of it
         self.bar.update()

@@ -35,9 +35,15 @@ def median_of(values, resamples: int = 10_000) -> Ratio:
     return Ratio(float(np.median(values)), float(low), float(high), values.size)
 
 
-def widened(found: Ratio, numerator, denominator) -> Ratio:
+BETWEEN_RUNS = 1.96 * 0.045
+"""half the 95 % interval of a run, relative to its value, by how runs of one cell differ on a shared machine: the standard deviation between pairs of
+runs in the recorded ``benchmarks.steady`` is 4.1 to 4.8 %, twice what a run's own batch means say"""
+
+
+def widened(found: Ratio, numerator, denominator, between: float = 0.0) -> Ratio:
     """A ratio whose interval also covers what each run says of itself: halves of the 95 % intervals of both arms, relative to their values, one a
-    repeat; by them or by how repeats differ, whichever is wider, so that a single run is not taken for certain."""
+    repeat, and never less than ``between``; by them or by how repeats differ, whichever is wider, so that a single run is not taken for certain."""
+    numerator, denominator = np.maximum(numerator, between), np.maximum(denominator, between)
     share = float(np.sqrt((np.square(numerator) + np.square(denominator)).sum()) / found.repeats)
     low, high = found.median * max(1 - share, 0.0), found.median * (1 + share)
     return found._replace(low=min(found.low, low), high=max(found.high, high))

@@ -44,8 +44,7 @@ class Steady(NamedTuple):
     @property
     def longest_wait(self) -> float:
         """Seconds to its first token of whoever waited longest, those included who were still waiting at the end; nan where there was nobody."""
-        waits = [*self.run.first_token, *(self.begin + self.run.seconds - self.whole.left_times)]
-        return float(max(waits, default=np.nan))
+        return float(max([*self.run.first_token, *self.run.waiting], default=np.nan))
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Those of the steady part, and what tells how it was cut."""
@@ -124,11 +123,11 @@ def settled(token_times: np.ndarray, begin: float, end: float, mean: float) -> f
 
 
 def pooled(runs: Sequence[Steady]) -> tuple[float, float]:
-    """Mean throughput over several runs, and half the width of its 95 % interval: from what each says of itself or from how they differ,
-    whichever is wider, so that neither a correlation within runs nor a drift between them is missed."""
+    """Mean throughput over several runs, and half the width of its 95 % interval: from what each says of itself or from how they differ (two: half of
+    what lies between them), whichever is wider, so that neither a correlation within runs nor a drift between them is missed."""
     means = np.array([run.throughput for run in runs])
     within = np.sqrt((np.array([run.half_width for run in runs]) ** 2).sum()) / len(runs)
-    between = stats.t.ppf(0.975, len(runs) - 1) * means.std(ddof=1) / np.sqrt(len(runs)) if len(runs) > 2 else 0.0
+    between = stats.t.ppf(0.975, len(runs) - 1) * means.std(ddof=1) / np.sqrt(len(runs)) if len(runs) > 2 else np.ptp(means) / 2
     return float(means.mean()), float(max(within, between))
 
 

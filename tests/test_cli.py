@@ -85,7 +85,7 @@ def test_too_little_memory_is_refused_with_the_numbers(tmp_path, monkeypatch, ca
     path = folder / "11_two.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")
     monkeypatch.setattr(machine, "memory_gib", lambda: (8.0, 3.0))
-    monkeypatch.setattr(machine, "cpu_dtype", lambda: "bfloat16")
+    monkeypatch.setattr(machine, "lacks_avx512", lambda: False)
     assert cli.main(["--backend", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert "a KV cache of 4 GiB (bfloat16) needs about 6.0 GiB in all and 3.0 GiB are free: lower kv_gib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -294,6 +294,7 @@ def test_only_takes_numbers_names_and_claims_in_any_order():
 
 
 def test_the_largest_cache_that_a_job_asks_for_is_the_books_or_else_the_notebooks_own(notebooks, monkeypatch):
+    monkeypatch.setattr(machine, "lacks_avx512", lambda: False)
     folder = notebooks(one10=GOOD)
     path = folder / "10_one.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("backend = out", "kv_gib = 4\\nbackend = out"), encoding="utf-8")

@@ -438,3 +438,26 @@ def test_a_preempted_request_that_the_engine_defers_goes_first_when_it_is_back()
     admission.finish(1)
     admission.insert(Request(1, [1]))
     assert admission.next(busy=True) == 2, "another request of that name has not run"
+
+
+@pytest.mark.parametrize("preempted", [False, True])
+def test_a_few_urgent_requests_keep_their_order_when_one_comes_back(preempted):
+    admission = Admission(BatchFormer(NeverStop()), by_priority=True)
+    for number in range(8):
+        admission.insert(Request(number, [number], 1))
+    admission.add_to_batch(admission.next(busy=False))
+    for name in "ABC":
+        admission.insert(Request(name, [name], 0))
+    assert admission.next(busy=True) == "A"
+    if preempted:
+        admission.add_to_batch("A")
+        admission.preempt("A")
+    else:
+        admission.set_aside("A")
+        assert admission.next(busy=True) == "B"
+        admission.put_back("A")
+    admission.insert(Request("D", ["D"], 0))
+    for name in "ABCD":
+        assert admission.next(busy=True) == name
+        admission.add_to_batch(name)
+    assert admission.next(busy=True) == 1

@@ -10,7 +10,7 @@ from feather.cost import Load, StepCost
 from feather.options import Options
 from feather.plans import ARRIVAL, PLANS, patience
 from feather.policies.base import Step
-from feather.policies.experiment import OVER
+from feather.policies.experiment import OVER, Experiment
 from feather.policies.planner import Planner, PlannerSettings
 from feather.rehearsal import Rehearsal, Scene
 from feather.request import Request
@@ -285,3 +285,71 @@ def test_prompts_that_are_computed_in_parts_count_whole():
     other = Traffic()
     other.restore({"lifetimes": [], "prompt_tokens": 8192})
     assert other.learned()["prompt_tokens"] == 8192
+
+
+def test_a_stranger_does_not_join_a_batch_of_one_prefix_for_want_of_others():
+    for plan in (plan for plan in PLANS if plan.prefixes):
+        planner, tree = Planner(), ChunkedHashTree()
+        planner.plan, planner.experiment.stage = plan, OVER
+        for number in range(20):
+            tree.insert(Request(number, ["A", "a", number], arrival=number))
+        planner.begin_step(tree, 32, 10.0, True)
+        while tree.waiting:
+            chosen = planner.choose(tree, 32 - len(tree.active), 0.0, False)
+            tree.add_to_batch(chosen)
+        for number in range(20, 23):
+            tree.insert(Request(number, [number, -number], arrival=number))
+        planner.begin_step(tree, 32, 10.0, True)
+        assert planner.choose(tree, 12, 0.0, False) is None, plan.name
+
+
+def test_a_promise_is_held_against_the_plan_only_once_that_has_been_followed():
+    planner, tree = Planner(), ChunkedHashTree()
+    planner.plan = next(plan for plan in PLANS if plan.prefixes == 1)
+    planner.rates, planner._usual = {planner.plan.name: 1000.0}, 100.0
+    counted = []
+    planner.traffic.recount = lambda: counted.append(planner._followed)
+    slow = Step(tokens=10, seconds=0.1, load=Load(1, 1, 1, 1, 1))
+    for _ in range(200):
+        planner._begin_round(tree, 32, 10.0)
+        planner.feedback(slow)
+    assert len(counted) == 99 and counted[0] == 101
+    planner.feedback(slow._replace(contended=False))
+    planner._begin_round(tree, 32, 10.0)
+    assert len(counted) == 99, "of another rush"
+
+
+def test_a_recount_knows_prefixes_by_their_second_request():
+    traffic, tree = Traffic(), ChunkedHashTree()
+    for number in range(128):
+        tree.insert(Request(number, [number % 40, number]))
+        traffic.arrived(tree, number)
+    traffic.recount()
+    assert len(traffic.scene(tree, 32, 10.0).shares) == 40
+
+
+def test_prompts_in_many_parts_do_not_end_an_experiment():
+    experiment = Experiment()
+    experiment.begun, experiment.stage = True, 1
+    tree = ChunkedHashTree()
+    tree.insert(Request(0, [0]))
+    for _ in range(3):
+        experiment.ran(Step(tokens=1, seconds=0.1), 0.0)
+    for _ in range(500):
+        experiment.ran(Step(tokens=1, seconds=0.1, prefill_tokens=512), 0.0)
+    assert not experiment.begin_step(tree, 32, True) and not experiment.over
+
+
+def test_while_an_experiment_waits_for_a_queue_that_lasts_rounds_go_on():
+    planner, tree = Planner(), ChunkedHashTree()
+    planner.restore(Planner().learned() | {"stage": OVER})
+    planner.experiment.restart()
+    planner.rates = {ARRIVAL.name: 10.0}
+    for number in range(40):
+        tree.insert(Request(number, [number % 2, number], arrival=number))
+        planner.arrived(tree, number)
+    for number in range(32):
+        tree.add_to_batch(number)
+    planner._rested = 6.0
+    planner.begin_step(tree, 32, 10.0, True)
+    assert not planner.experiment.runs and planner._rehearsal is not None and planner.experiments == 0

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from lab.claims import verdict
-from lab.stats import Ratio, median_of, ratio
+from lab.stats import BETWEEN_RUNS, Ratio, median_of, ratio
 from lab.studies.study import Condition, Study, compare
 
 
@@ -62,13 +62,17 @@ def test_a_single_run_is_as_sure_as_it_says_of_itself():
         ("throughput, half width", "a", 3.6),
         ("throughput, half width", "b", 4.0),
     ]
-    table = pd.DataFrame([{"metric": metric, "policy": policy, "repeat": 0, "value": value} for metric, policy, value in rows])
+    table = pd.DataFrame(
+        [{"metric": metric, "policy": policy, "repeat": 0, "value": value, "backend": "sim"} for metric, policy, value in rows]
+    )
     found = compare(table, "throughput", of={"policy": "a"}, to={"policy": "b"})
     assert found.median == 1.2 and (found.low, found.high) == (pytest.approx(1.2 * 0.95), pytest.approx(1.2 * 1.05))
     alone = compare(table[:2], "throughput", of={"policy": "a"}, to={"policy": "b"})
     assert alone.low == alone.high == 1.2
     twice = pd.concat([table, table.assign(repeat=1)])
     assert compare(twice, "throughput", of={"policy": "a"}, to={"policy": "b"}).low == pytest.approx(1.2 * (1 - 0.05 / 2**0.5))
+    real = compare(table.assign(backend="cpu"), "throughput", of={"policy": "a"}, to={"policy": "b"})
+    assert real.low == pytest.approx(1.2 * (1 - BETWEEN_RUNS * 2**0.5)), "two runs of a cell differ by more than each says"
 
 
 def test_the_run_that_is_thrown_away_has_requests_of_its_own(tmp_path):

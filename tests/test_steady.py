@@ -1,5 +1,6 @@
 """The steady part of a run: what is cut, how wide the interval is, and the instrument that measures many of them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_cells_are_interleaved_and_a_control_recurs(engine):
 )
 def test_a_run_that_says_too_little_is_run_again(monkeypatch, widths, limit, backend, kept, again):
     bar = SimpleNamespace(write=lambda text, file: None, total=1)
-    bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, bar)
+    bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, False, bar)
     left = iter(widths)
     monkeypatch.setattr(bench, "run", lambda cell, repeat: SimpleNamespace(throughput=10.0, half_width=next(left)))
     taken = bench.take(Cell("FCFS", loop=LOOP), 0)
@@ -199,6 +200,36 @@ def test_two_repeats_are_held_against_each_other():
     assert ranked_alike([*same, taken("FCFS", 0, 30.0, control=True), taken("FCFS", 0, 30.0, "packed")]) == (2, 2)
     turned = [taken("FCFS", 0, 10.0), taken("Feather", 0, 20.0), taken("FCFS", 1, 11.5), taken("Feather", 1, 10.0)]
     assert ranked_alike(turned) == (1, 0), "in the second repeat the intervals touch, so nothing is said there"
+
+
+def test_who_still_waits_counts_in_the_longest_waits():
+    run = closed_loop()
+    begin, end = run.closed_until / 4, run.closed_until / 2
+    part = run.window(begin, end)
+    assert len(part.waiting) and part.waiting.min() >= 0 and part.waiting.max() <= end
+    served = np.percentile(part.first_token, 99)
+    starved = replace(part, waiting=np.append(part.waiting, [10 * served] * max(2, len(part.first_token) // 20)))
+    assert starved.first_token_p99 > 5 * served and starved.metrics()["time to first token, p99"][0] == starved.first_token_p99
+    assert replace(part, waiting=np.array([served / 2])).first_token_p99 == pytest.approx(served)
+
+
+def test_all_arms_of_a_cell_have_the_same_requests_and_in_an_open_loop_the_same_time(monkeypatch):
+    asked = []
+
+    class Engine(SimpleNamespace):
+        def run(self, workload, arm, watch):
+            asked.append((arm.name, [prompt.decode_tokens for prompt in workload.prompts], watch._learned, watch._target))
+            raise StopIteration
+
+    engine = Engine(backend="cpu", max_batch=8, forget=lambda: None, use_kernel=lambda *arguments: None)
+    for loop in (LOOP, LOOP.at(3.0)):
+        for arm in ("FCFS", "Feather"):
+            bench = _Bench(engine, Effort(limit=10.0), 1, True, SimpleNamespace())
+            with pytest.raises(StopIteration):
+                bench.run(Cell(arm, loop=loop), 0)
+    (_, one, waits, target), (_, other, learned, _), (_, *open_fcfs), (_, *open_feather) = asked
+    assert one == other and (waits, learned, target) == (0.0, 12.0, 0.04)
+    assert open_fcfs == open_feather and open_fcfs[1:] == [12.0, 0.0]
 
 
 def test_a_run_that_is_broken_off_leaves_nothing_behind(engine):

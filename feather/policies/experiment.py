@@ -9,7 +9,7 @@ _SEEN = 3  # decode-only steps of each kind that it waits for
 _LASTS, _PRESSED = 1.5, 32  # batches of requests, or steps under pressure, from which on a queue is taken to last
 _STRANGERS = 1.5  # times the rows of the first prefix, that it fills up to with the second
 _MOST_LOST = 10.0  # seconds, after which it is broken off
-_MOST_PROMPTS = 100  # steps in a row with prompts, after which it is broken off: where requests run for a single step, none is without
+_MOST_PROMPTS = 100  # steps, after which it is broken off if all had prompts: where requests run for a single step, none is without
 _ONE, _MORE, _STRANGER, _STRANGERS_JOIN, OVER = range(5)  # its stages
 
 
@@ -24,7 +24,8 @@ class Experiment:
         self.lost = 0.0
         """seconds that it has cost, as far as that is known"""
         self._steps = 0  # decoded in this stage
-        self._prompts = 0  # steps in a row that had any
+        self._prompts = 0  # steps that had any
+        self._decodes = False  # whether some step had none
         self._rows = 0.0  # in the batch when it began
         self._pressed = 0  # steps in a row that left half as many waiting as run
 
@@ -43,14 +44,14 @@ class Experiment:
         return self.stage >= _STRANGER
 
     def restart(self) -> None:
-        self.stage, self._steps, self._prompts, self.lost = _ONE, 0, 0, 0.0
+        self.stage, self._steps, self._prompts, self._decodes, self.lost = _ONE, 0, 0, False, 0.0
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, varied: bool) -> bool:
         """A scheduling step begins, under contention. ``varied``: whether several prefixes come. Returns whether it ends the experiment."""
         self.begun = self.begun or self._lasts(len(tree.active), len(tree.waiting), max_batch) and varied
         if not self.begun:
             return False
-        if self.lost > _MOST_LOST or self._prompts > _MOST_PROMPTS:
+        if self.lost > _MOST_LOST or self._prompts > _MOST_PROMPTS and not self._decodes:
             self.stage = OVER
         elif self._stage_done(tree, max_batch):
             rows = tree.load().rows
@@ -76,7 +77,8 @@ class Experiment:
     def ran(self, step: Step, usual: float) -> None:
         """A step of it has run; ``usual``: throughput outside of experiments, tok/s, or 0."""
         self._steps += not step.prefill_tokens
-        self._prompts = self._prompts + 1 if step.prefill_tokens else 0
+        self._prompts += step.prefill_tokens > 0
+        self._decodes |= not step.prefill_tokens
         self.lost += step.seconds - step.tokens / usual if usual else 0.0
 
     def _lasts(self, running: int, waiting: int, max_batch: float) -> bool:

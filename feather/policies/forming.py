@@ -52,8 +52,12 @@ class InEarnest:
 
     @property
     def strangers(self) -> bool:
-        load = self.tree.load()
-        return load.chunks - load.distinct <= max(0.0, load.rows - 1) * load.tip
+        tree, load, oldest = self.tree, self.tree.load(), self.tree.oldest()
+        if load.rows <= 1:
+            return True
+        if load.chunks - load.distinct > (load.rows - 1) * load.tip or tree.mark_of(oldest) != oldest:
+            return False
+        return tree.load_with(tree.branch_of(oldest), 1).tip >= load.tip  # else they all share what it does not
 
     def oldest(self) -> Hashable:
         return self.tree.oldest()

@@ -25,7 +25,8 @@ _RAREST = 120.0  # seconds without a batch of one prefix, after which an experim
 _RARER = 15.0  # seconds without a mixed one, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
 _QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
-_BROKEN = 0.5  # of what a plan has promised: with less, what comes is counted anew
+_BROKEN = 0.5  # of what a plan has promised: with less, what comes is counted anew, but
+_TELLS = 100  # steps of a plan have to show it
 _BUDGET = 0.015  # share of the time that experiments may lose
 
 
@@ -71,6 +72,7 @@ class Planner(Policy):
         """plan → promised throughput, tok/s"""
         self._since = 0.0  # seconds without what the plan does not show
         self._usual = 0.0  # throughput outside of experiments, tok/s
+        self._followed = 0  # steps of it that the present plan has been followed in a row
         self._changes = 0  # of the prices, seen so far
         self._rehearsal: Rehearsal | None = None  # that is being played
         self._plans: list[Plan] = []  # of the present round
@@ -125,10 +127,11 @@ class Planner(Policy):
         if not experiment.over:
             if experiment.runs and experiment.mixes and load.prefixes > 1:
                 self.traffic.common = load.tip
-            if experiment.begin_step(tree, max_batch, self.traffic.varied):
+            if ended := experiment.begin_step(tree, max_batch, self.traffic.varied):
                 self._since = 0.0
                 self._begin_round(tree, max_batch, max_wait, hurries=True)
-            return
+            if ended or experiment.runs or not self.rates:
+                return
         if not self.rates and not self._rehearsal:
             self._begin_round(tree, max_batch, max_wait, hurries=True)
         if load.prefixes > 1.5:
@@ -136,7 +139,8 @@ class Planner(Policy):
         # A surprise in what the plan does not show, a mixed step of a plan that takes one prefix at a time, has taught what an experiment would.
         changed = self.cost.changes > self._changes and load.is_pure == (self.plan.prefixes == 1)
         self._changes = self.cost.changes
-        if changed or self.plan.prefixes != 1 and self._since > max(_RAREST, experiment.lost / _BUDGET):
+        due = self.plan.prefixes != 1 and self._since > max(_RAREST, experiment.lost / _BUDGET)
+        if experiment.over and (changed or due):
             self._worth.clear()
             self.experiments += 1
             experiment.restart()
@@ -150,7 +154,7 @@ class Planner(Policy):
         self._rested, self._owed, self._hurries = 0.0, 0.0, hurries
         if self.traffic.knows_lifetimes and not self._known:
             self._worth.clear()
-        if self.plan.prefixes and self._usual < _BROKEN * self.rates.get(self.plan.name, 0.0):
+        if self.plan.prefixes and self._followed > _TELLS and self._usual < _BROKEN * self.rates.get(self.plan.name, 0.0):
             self.traffic.recount()
             self._worth.clear()
         self._known = self.traffic.knows_lifetimes
@@ -193,6 +197,7 @@ class Planner(Policy):
             worth = self._worth[one.plan] = (worth + self._worth.get(one.plan, worth)) / 2  # a play is a sample
             if worth > most * (1 + (_KEEPS if one.plan == self.plan else _PAYS)):
                 best, most = one.plan, worth
+        self._followed *= best == self.plan
         self.plan = best
 
     # -- what it learns ------------------------------------------------------------------------------------------------
@@ -215,10 +220,12 @@ class Planner(Policy):
         self._owed += step.seconds * _PLAYS
         self.traffic.admitted(step.admitted, step.prefill_tokens)
         if not step.contended:
+            self._followed = 0
             return
         if self.experiment.runs and not step.burst and not self.calm:
             self.experiment.ran(step, self._usual)
             return
+        self._followed += 1
         self._usual += (step.tokens / step.seconds - self._usual) * (0.02 if self._usual else 1.0)
         if step.load.is_pure != (self.plan.prefixes == 1):
             self._since = 0.0

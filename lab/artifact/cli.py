@@ -7,6 +7,7 @@ Imports only the standard library until the command line has been checked, so th
 import argparse
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from lab import book, machine
@@ -100,7 +101,7 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         print(f"{name}: already ran with these parameters and this code", flush=True)
 
     failed: list[Outcome] = []
-    interrupted, unwritable = False, ""
+    interrupted, unwritable, killed = False, "", ""
     try:
         for outcome in run_notebooks(todo, out, device, plan.lanes(backend)):
             if outcome.error:
@@ -112,6 +113,8 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         interrupted = True
     except OSError as error:
         unwritable = str(error)
+    except BrokenProcessPool:
+        killed = "the process of a notebook was killed, perhaps for want of memory: what had finished is kept, and the same command with --resume goes on"
 
     try:
         write_report(out, backend)
@@ -133,7 +136,9 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     if unwritable:
         print(f"run_all.sh: {unwritable}; make room, or mend what keeps {shown(out)} from being written: what had finished is kept, and the "
               "same command with --resume goes on", file=sys.stderr)  # fmt: skip
-    return 1 if failed or unwritable else 0
+    if killed:
+        print(f"run_all.sh: {killed}", file=sys.stderr)
+    return 1 if failed or unwritable or killed else 0
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def load_outcome(job: Job, out: Path, device: str) -> Outcome | None:
 
 def run_notebooks(jobs: Sequence[Job], out: Path, device: str, lanes: int) -> Iterator[Outcome]:
     """Execute notebooks, ``lanes`` of them side by side, and tell how each ended as it ends. One that times what it runs
-    (``Entry.alone``) waits until it has the machine to itself. KeyboardInterrupt passes through once the kernels have ended; so does an OSError,
-    which says that ``out`` cannot be written."""
+    (``Entry.alone``) waits until it has the machine to itself. KeyboardInterrupt passes through once the kernels have ended; so do an OSError,
+    which says that ``out`` cannot be written, and BrokenProcessPool where one of the processes was killed."""
     together = sorted((job for job in jobs if not job.entry.alone), key=lambda job: -_expected(job)) if lanes > 1 else list(jobs)
     progress = _Progress(jobs, lanes)
     running: dict[Future[Outcome], Job] = {}
@@ -95,8 +95,13 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _interrupt(*_) -> None:
+    _ignore_interrupts()  # a terminal's Ctrl-C comes twice, and the second would keep the kernel from being ended
+    raise KeyboardInterrupt
+
+
 def _interruptible(job: Job, out: Path, device: str) -> Outcome:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         return run_notebook(job, out, device)
     finally:

@@ -284,7 +284,7 @@ class RealEngine:
                 if output.finished:
                     done.add(output.request_id)
                     cached += output.num_cached_tokens or 0
-            if enough and enough(token_times):
+            if enough and pending and enough(token_times):
                 unfinished = [id_ for id_ in produced if id_ not in done]
                 engine.abort_request(unfinished)
                 break

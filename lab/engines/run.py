@@ -68,20 +68,33 @@ class Run:
     """when the last request was sent: from then on the queue drains. The end of a run that was broken off"""
     left_times: np.ndarray = field(default_factory=lambda: np.empty(0))
     """when those arrived who had no token yet when the run was broken off"""
+    waiting: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """of a window: how long those had waited by its end who had no token yet"""
     preemptions: int = 0
     evictions: int = 0
     """of cached blocks"""
 
     def window(self, begin: float, end: float) -> "Run":
-        """What happened after ``begin`` and until ``end``: steps, tokens and gaps by when they ended, requests by their first token. Nobody
-        knows when prefixes were found or blocks evicted, so those counts stay the whole run's."""
+        """What happened after ``begin`` and until ``end``: steps, tokens and gaps by when they ended, requests by their first token, and those who still waited at
+        its end. Nobody knows when prefixes were found or blocks evicted, so those counts stay the whole run's."""
         chosen = {}
         for what, times in (("step", self.step_times), ("token", self.token_times), ("request", self.first_times), ("gap", self.gap_times)):
             inside = (times > begin) & (times <= end)
             chosen |= {
                 declared.name: getattr(self, declared.name)[inside] for declared in fields(self) if declared.metadata.get("per") == what
             }
-        return replace(self, **chosen, output_tokens=len(chosen["token_times"]), seconds=end - begin)
+        arrived = self.first_times - self.first_token
+        waiting = end - np.concatenate([arrived[(self.first_times > end) & (arrived <= end)], self.left_times[self.left_times <= end]])
+        return replace(self, **chosen, output_tokens=len(chosen["token_times"]), seconds=end - begin, waiting=waiting)
+
+    @property
+    def first_token_p99(self) -> float:
+        """99th percentile of the time to first token, seconds. Who still waits and has done so for longer counts with what they have waited: it will not
+        be less, and without them starving somebody would look like serving everybody soon. nan where nobody got a first token."""
+        if not len(self.first_token):
+            return float("nan")
+        longer = self.waiting[self.waiting > np.percentile(self.first_token, 99)]
+        return float(np.percentile(np.concatenate([self.first_token, longer]), 99))
 
     def metrics(self) -> dict[str, tuple[float, str]]:
         """Metric → (value, unit). "Decode" metrics are over the steps that carry no prefill. Times to first token of a part in which nobody got
@@ -99,7 +112,7 @@ class Run:
             "stopped": (self.stopped.mean(), "share of steps"),
             "cascade steps": (self.cascade.mean(), "share of steps"),
             "time to first token, median": (np.median(first), "s"),
-            "time to first token, p99": (np.percentile(first, 99), "s"),
+            "time to first token, p99": (self.first_token_p99, "s"),
         }
         if len(self.between_tokens):
             found["time between tokens, median"] = (np.median(self.between_tokens) * 1e3, "ms")

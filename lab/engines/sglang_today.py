@@ -21,7 +21,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from feather.sglang import install
 from feather.sglang.plugin import load
 from lab.llm import Model
-from lab.workloads import VOCABULARY
 
 load()  # the hooks, and not ``install``: the options in the environment stay as they are
 import torch  # noqa: E402
@@ -33,7 +32,7 @@ from sglang.srt.runtime_context import SpawnRanks, get_context, publish  # noqa:
 from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
 from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 
-NANO = Model("nano-llama", 1, 64, 128, 2, 2, 32, VOCABULARY, 32_768)
+NANO = Model("nano-llama", 1, 64, 128, 2, 2, 32, 32_000, 32_768)
 _TOKEN = 7  # what a made-up step samples
 
 
@@ -120,7 +119,7 @@ def make_request(id_: str, tokens, decode_tokens: int = 4, **keywords: Any) -> R
     # There is no token that ends a request. Were it told to ignore them, SGLang would reserve all its tokens and retract nobody.
     params = SamplingParams(max_new_tokens=decode_tokens, temperature=0)
     params.normalize(None)
-    return Req(id_, "", array("q", tokens), params, eos_token_ids=set(), vocab_size=VOCABULARY, **keywords)
+    return Req(id_, "", array("q", tokens), params, eos_token_ids=set(), vocab_size=NANO.vocabulary, **keywords)
 
 
 def made_up(batch) -> GenerationBatchResult:

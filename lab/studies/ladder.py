@@ -10,9 +10,9 @@ from lab import figures
 from lab.engines import Engine
 from lab.figures import ladder as drawn
 from lab.instrument import Cell, Effort, Rung
-from lab.stats import Ratio, median_of
+from lab.stats import Ratio, median_of, widened
 from lab.studies import loops, words
-from lab.studies.study import Study, compare
+from lab.studies.study import Study, between_runs, compare
 from lab.workloads import Loop
 
 STOCK = "FCFS"
@@ -49,10 +49,21 @@ def effects(table: pd.DataFrame, steps: Sequence[Cell], metric: str = THROUGHPUT
     found = {}
 
     def both(pairs: list[tuple[Rung, Rung]]) -> Ratio | None:
-        logs = [
-            np.log(_values(table, metric, one) / _values(table, metric, other)) for one, other in pairs if {one.rung, other.rung} <= there
-        ]
-        return median_of(np.exp(np.mean(logs, axis=0))) if logs else None
+        pairs = [pair for pair in pairs if {rung.rung for rung in pair} <= there]
+        if not pairs:
+            return None
+        logs = [np.log(_values(table, metric, one) / _values(table, metric, other)) for one, other in pairs]
+        effect, spread = median_of(np.exp(np.mean(logs, axis=0))), f"{metric}, half width"
+        if not (table["metric"] == spread).any():
+            return effect
+        halves = np.array(
+            [
+                np.maximum(_values(table, spread, rung) / _values(table, metric, rung), between_runs(table))
+                for pair in pairs
+                for rung in pair
+            ]
+        )
+        return widened(effect, np.sqrt(np.square(halves).sum(0)) / len(pairs), 0.0)
 
     for kernel in kernels:
         for factor, pairs in _SWITCHED.items():

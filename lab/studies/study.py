@@ -17,7 +17,7 @@ from lab.engines import Engine, make_engine
 from lab.engines.run import Run
 from lab.figures.charts import HOW, headline, in_order, sign, style
 from lab.files import OUT_MARKER, replace
-from lab.stats import Ratio, ratio, widened
+from lab.stats import BETWEEN_RUNS, Ratio, ratio, widened
 from lab.studies import words
 
 COLUMNS = ["study", "policy", "parameters", "metric", "value", "unit", "repeat", "seed",
@@ -298,6 +298,11 @@ def frame(rows: list[dict]) -> pd.DataFrame:
     return pd.concat([table, parameters], axis=1)
 
 
+def between_runs(table: pd.DataFrame) -> float:
+    """See ``stats.BETWEEN_RUNS``; 0 where the clock is virtual."""
+    return 0.0 if set(table.get("backend", ())) == {"sim"} else BETWEEN_RUNS
+
+
 def compare(table: pd.DataFrame, metric: str, of: dict, to: dict) -> Ratio:
     """The ratio of a metric between two conditions, each given as column → value, paired by repeat. Where runs tell how sure they are of it ("…, half
     width", as in steady state), the interval is not narrower than that."""
@@ -312,5 +317,5 @@ def compare(table: pd.DataFrame, metric: str, of: dict, to: dict) -> Ratio:
 
     found, spread = ratio(values(of), values(to)), f"{metric}, half width"
     if (table["metric"] == spread).any():
-        found = widened(found, values(of, spread) / values(of), values(to, spread) / values(to))
+        found = widened(found, values(of, spread) / values(of), values(to, spread) / values(to), between_runs(table))
     return found

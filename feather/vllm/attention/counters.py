@@ -25,8 +25,10 @@ def path(vllm_config: Any) -> Path:
 
 
 def is_first_worker() -> bool:
-    """Whether this process computes the first share of every layer: under tensor parallelism all do the same steps, and one counts them."""
-    return not parallel_state.model_parallel_is_initialized() or parallel_state.get_tensor_model_parallel_rank() == 0
+    """Whether this process has the first share of the first layers: all workers do the same steps, and one counts them."""
+    if not parallel_state.model_parallel_is_initialized():
+        return True
+    return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pp_group().is_first_rank
 
 
 class Counters:
