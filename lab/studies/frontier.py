@@ -37,7 +37,7 @@ def ways(options: Mapping[str, Sequence[float]], fixed: bool = True) -> list[Way
 
 
 def trade(laws: Sequence[str], loads: Sequence[str], chosen: Sequence[Way], seeds: int, seconds: float) -> pd.DataFrame:
-    """Columns law, load, line, way, seed; throughput and p99 time to first token over those of FCFS on the same requests; and Jain's index of
+    """Columns law, load, line, way, seed; throughput and p99 time to first token over those of FCFS at the same seed; and Jain's index of
     the groups' mean times to first token, ``fairness``, beside FCFS's, ``fcfs_fairness``. Steady state, all modelled."""
     rows = []
     for law, load in tqdm([(law, load) for law in laws for load in loads], desc="trade", unit="cell"):
