@@ -1,6 +1,7 @@
 """A short deliberate variation of the batch, which shows what homogeneity is worth here."""
 
 from collections.abc import Hashable
+from math import inf
 
 from feather.cht import ChunkedHashTree
 from feather.policies.base import Step
@@ -24,8 +25,7 @@ class Experiment:
         self.lost = 0.0
         """seconds that it has cost, as far as that is known"""
         self._steps = 0  # decoded in this stage
-        self._prompts = 0  # steps that had any
-        self._decodes = False  # whether some step had none
+        self._prompts = 0.0  # steps until one has no prompt
         self._rows = 0.0  # in the batch when it began
         self._pressed = 0  # steps in a row that left half as many waiting as run
 
@@ -44,14 +44,14 @@ class Experiment:
         return self.stage >= _STRANGER
 
     def restart(self) -> None:
-        self.stage, self._steps, self._prompts, self._decodes, self.lost = _ONE, 0, 0, False, 0.0
+        self.stage, self._steps, self._prompts, self.lost = _ONE, 0, 0.0, 0.0
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, varied: bool) -> bool:
         """A scheduling step begins, under contention. ``varied``: whether several prefixes come. Returns whether it ends the experiment."""
         self.begun = self.begun or self._lasts(len(tree.active), len(tree.waiting), max_batch) and varied
         if not self.begun:
             return False
-        if self.lost > _MOST_LOST or self._prompts > _MOST_PROMPTS and not self._decodes:
+        if self.lost > _MOST_LOST or self._prompts > _MOST_PROMPTS:
             self.stage = OVER
         elif self._stage_done(tree, max_batch):
             rows = tree.load().rows
@@ -77,8 +77,7 @@ class Experiment:
     def ran(self, step: Step, usual: float) -> None:
         """A step of it has run; ``usual``: throughput outside of experiments, tok/s, or 0."""
         self._steps += not step.prefill_tokens
-        self._prompts += step.prefill_tokens > 0
-        self._decodes |= not step.prefill_tokens
+        self._prompts += 1 if step.prefill_tokens else -inf
         self.lost += step.seconds - step.tokens / usual if usual else 0.0
 
     def _lasts(self, running: int, waiting: int, max_batch: float) -> bool:
