@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vllm.distributed import parallel_state
 
 NAMES = ("steps", "cascade", "packed", "rows", "shared_rows", "saved_tokens")
 """steps; those of them with shared prefixes computed once, by kernel; rows; those that shared; tokens of keys and values, of one layer, that were
@@ -26,6 +25,8 @@ def path(vllm_config: Any) -> Path:
 
 def is_first_worker() -> bool:
     """Whether this process has the first share of the first layers: all workers do the same steps, and one counts them."""
+    from vllm.distributed import parallel_state  # not for the scheduler, which reads this file too
+
     if not parallel_state.model_parallel_is_initialized():
         return True
     return parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_pp_group().is_first_rank
