@@ -257,6 +257,22 @@ def test_no_step_plays_through_all_that_a_long_queue_would_do():
     assert steps > 10 and max(plays) <= 500
 
 
+def test_nobody_joins_between_an_experiment_and_the_plan_that_it_leads_to():
+    """The plan of before it would fill the batch with whoever came first."""
+    planner, tree = Planner(), ChunkedHashTree()
+    for number in range(64):
+        tree.insert(Request(number, [number % 8, number], arrival=number))
+        planner.arrived(tree, number)
+    tree.add_to_batch(0)
+    planner.experiment.begun, planner.experiment.stage, planner.experiment.lost = True, 3, 11.0
+    planner.begin_step(tree, 32, 10.0, True)
+    assert planner.experiment.over and not planner.rates and not planner.fills
+    assert planner.choose(tree, 31, 0.0, False) is None and planner.choose(tree, 31, 11.0, late=True) == 1
+    while not planner.rates:
+        planner.begin_step(tree, 32, 10.0, True)
+    assert planner.plan == ARRIVAL and planner.choose(tree, 31, 0.0, False) == 1
+
+
 def test_a_lull_costs_an_experiment_nothing():
     planner = Planner()
     planner.experiment.begun, planner._usual = True, 1000.0

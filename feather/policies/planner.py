@@ -83,6 +83,9 @@ class Planner(Policy):
         self._unheard = 0  # steps begun since the last result
         self._owed = 0.0  # steps to be played
         self._hurries = False  # whether the present round is played as fast as may be
+        self._holds = (
+            False  # whether nobody joins until it is over: an experiment has just ended, and the plan of before it would fill the batch
+        )
         self._rested = 0.0  # seconds since the last round
         self._forming = InEarnest(self.cost)
         self.calm = False
@@ -96,15 +99,17 @@ class Planner(Policy):
     @property
     def fills(self) -> bool:  # type: ignore[override]
         """Whether the batch is always filled at present."""
-        return self.calm or not self.experiment.runs and self.plan in (ARRIVAL, RELATIVES)
+        return self.calm or not (self.experiment.runs or self._holds) and self.plan in (ARRIVAL, RELATIVES)
 
     # -- the decision --------------------------------------------------------------------------------------------------
 
     def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
         forming, gone = self._forming, patience(waited, self._fair_wait, self._limit)
         forming.asked(tree, room, self.plan.prefixes == 1 and self._since > _RARER)
-        if self.calm or gone >= 1 or late and self.experiment.runs or self._unheard > _UNHEARD:
+        if self.calm or gone >= 1 or late and (self.experiment.runs or self._holds) or self._unheard > _UNHEARD:
             chosen: Hashable | None = tree.oldest()
+        elif self._holds and tree.active:
+            chosen = None
         elif self.experiment.runs:
             chosen = self.experiment.choose(tree, forming.last)
         else:
@@ -128,7 +133,7 @@ class Planner(Policy):
             if experiment.runs and experiment.mixes and load.prefixes > 1:
                 self.traffic.common = load.tip
             if ended := experiment.begin_step(tree, max_batch, self.traffic.varied):
-                self._since = 0.0
+                self._since, self._holds = 0.0, True
                 self._begin_round(tree, max_batch, max_wait, hurries=True)
             if ended or experiment.runs or not self.rates:
                 return
@@ -197,6 +202,7 @@ class Planner(Policy):
             worth = self._worth[one.plan] = (worth + self._worth.get(one.plan, worth)) / 2  # a play is a sample
             if worth > most * (1 + (_KEEPS if one.plan == self.plan else _PAYS)):
                 best, most = one.plan, worth
+        self._holds = False
         self._followed *= best == self.plan
         self.plan = best
 

@@ -97,8 +97,8 @@ class FeatherScheduler(AsyncScheduler):
         ran = self._steps.ran(scheduler_output, outputs, busy)
         if ran is not None and self._is_feather(self.waiting):
             self.waiting.ran(*ran)
-        if ran is not None and self._is_feather(self.waiting) and self.waiting.failure is None:
-            self._memory.keep(self.waiting.former.policy, idle=not busy)
+            if self.waiting.failure is None:
+                self._memory.keep(self.waiting.former.policy, idle=not busy)
         return outputs
 
     def shutdown(self) -> None:
