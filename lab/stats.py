@@ -35,9 +35,18 @@ def median_of(values, resamples: int = 10_000) -> Ratio:
     return Ratio(float(np.median(values)), float(low), float(high), values.size)
 
 
-BETWEEN_RUNS = 1.96 * 0.045
-"""half the 95 % interval of a run, relative to its value, by how runs of one cell differ on a shared machine: the standard deviation between pairs of
-runs in the recorded ``benchmarks.steady`` is 4.1 to 4.8 %, twice what a run's own batch means say"""
+BETWEEN_RUNS = 1.96 * 0.049
+"""half the 95 % interval of a run, relative to its value, by how runs of one cell differ on a shared machine: ``spread`` of the runs in the recorded
+``benchmarks.steady``, twice what a run's own batch means say (a test computes it from the record)"""
+
+
+def spread(cells) -> float:
+    """Relative standard deviation of runs of one cell, pooled over cells: ``cells`` are lists of positive values, one a run. Raises ValueError where no
+    cell has two."""
+    logs = [np.log(values) for values in cells if len(values) > 1]
+    if not logs:
+        raise ValueError("no cell has two runs, so nothing says how far runs differ")
+    return float(np.sqrt(sum(np.square(log - log.mean()).sum() for log in logs) / sum(len(log) - 1 for log in logs)))
 
 
 def widened(found: Ratio, numerator, denominator, between: float = 0.0) -> Ratio:

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from lab import book
 from lab.claims import verdict
-from lab.stats import BETWEEN_RUNS, Ratio, median_of, ratio
+from lab.stats import BETWEEN_RUNS, Ratio, median_of, ratio, spread
 from lab.studies.study import Condition, Study, compare
 
 
@@ -73,6 +76,15 @@ def test_a_single_run_is_as_sure_as_it_says_of_itself():
     assert compare(twice, "throughput", of={"policy": "a"}, to={"policy": "b"}).low == pytest.approx(1.2 * (1 - 0.05 / 2**0.5))
     real = compare(table.assign(backend="cpu"), "throughput", of={"policy": "a"}, to={"policy": "b"})
     assert real.low == pytest.approx(1.2 * (1 - BETWEEN_RUNS * 2**0.5)), "two runs of a cell differ by more than each says"
+
+
+def test_how_far_runs_of_one_cell_differ_is_computed_from_the_record():
+    steady = book.ROOT / "data" / "recorded" / "amd-epyc-2-cores-32-mb-l3" / "benchmarks" / "steady.json"
+    cells = json.loads(steady.read_text(encoding="utf-8"))["cells"]
+    assert pytest.approx(1.96 * spread([[value for value, _ in cell["each"]] for cell in cells]), abs=0.001) == BETWEEN_RUNS
+    assert spread([[100.0, 102.0], [5.0, 5.1]]) == pytest.approx(0.014, abs=1e-3), "0.02 between two runs, over the root of two"
+    with pytest.raises(ValueError, match="no cell has two runs"):
+        spread([[1.0]])
 
 
 def test_the_run_that_is_thrown_away_has_requests_of_its_own(tmp_path):
