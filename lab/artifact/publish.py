@@ -35,7 +35,7 @@ from lab.policies import dotted
 from lab.studies.study import read
 from lab.studies.words import listed
 
-TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-times", "policies", "arms")
+TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-groups", "modelled-times", "policies", "arms")
 AGAIN = "claims-again.csv"
 FOUND, FOUND_AGAIN = "found.md", "found-again.md"
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
@@ -143,6 +143,8 @@ def tables() -> dict[str, str]:
             run = _read(folder)
             made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run), _again(folder))
             made[f"{prefix}times"] = times_table(run["seconds"])
+            if prefix:
+                made[f"{prefix}groups"] = groups_table(read(folder / "results.csv.gz"))
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
     made["commands"] = commands_table(found.get("", none), found.get("modelled-", none), _again(ROOT / "data" / "recorded" / folders[""]))
     made["policies"] = policies_table()
@@ -193,6 +195,25 @@ def modelled_table(claims: pd.DataFrame) -> str:
         where = f"{recorded.today(row.study, row.claim).partition('_')[0]}, {row.device}"
         lines.append(f"| {row.claim} | {row.text} | {row.paper} | {recorded.number(row)} | {_case(row)} | {where} |")
     return "\n".join([*lines, *_not_run(claims)])
+
+
+def groups_table(rows: pd.DataFrame) -> str:
+    """The steady state of notebook 20 under the cascade kernel, tokens a second and p99 time to first token: a line for each number of prefix groups, a
+    column for each arm. ``rows``: of a run."""
+    steady = rows[(rows["study"] == "20_prefix_groups") & (rows.get("kernel", "") == "cascade")]
+    if steady.empty:
+        return "No run of notebook 20 is kept."
+    parameters = steady["parameters"].map(json.loads)
+    steady = steady.assign(groups=[given.get("groups") for given in parameters])[["clients" in given for given in parameters]]
+    told = steady.pivot_table(index="groups", columns=["policy", "metric"], values="value", aggfunc="median")
+    arms = [name for name in ARMS if name in told]
+    lines = [f"| groups | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
+    for groups, values in told.iterrows():
+        cells = (
+            f"{values[arm, 'throughput']:,.0f}".replace(",", " ") + f", {values[arm, 'time to first token, p99']:.0f} s" for arm in arms
+        )
+        lines.append(f"| {groups:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _case(row) -> str:

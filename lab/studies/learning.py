@@ -36,7 +36,7 @@ def rules(network: Network) -> dict[str, Callable[[], Policy]]:
     no request is served out of turn for having waited long, and chunks have 512 tokens."""
     alone = {BASE: "never_stop", ALONE: dotted(Bandit)}
     alone |= {f"Feather ({name})": dotted(rule) for name, rule in (("strict stop", StrictStop), ("threshold", Threshold))}
-    alone |= {of_policy(name).name: name for name in POLICIES if name not in alone.values()}
+    alone |= {of_policy(name).name: name for name in POLICIES if name not in (*alone.values(), Options().policy)}
     made = {label: Options(policy=name).make_policy for label, name in alone.items()}
     return {**made, DEFAULT: Options().make_policy, SHIPPED: lambda: network}
 
