@@ -1,10 +1,13 @@
-"""Arms and kernels in steady state: ``python -m benchmarks.steady [--json] [--backend cpu|sim] [--profile smoke|default]``.
+"""Arms and kernels in steady state: ``python -m benchmarks.steady [--json] [--backend cpu|gpu|sim] [--profile smoke|default|gpu]``.
 
 A closed loop on vLLM's real engine on this CPU (8 groups of 8 000 tokens, 64 clients, batch 32, decode 16 to 48 tokens), and one on modelled GPUs
-(a virtual clock). Cells are interleaved on one engine, each run until the 95 % interval of its throughput is within ± 4 % or its time is up; see
-``lab/instrument.py``. ``--cells``, ``--kernel`` and ``--arms`` choose parts.
+(a virtual clock); with ``--profile gpu`` one on vLLM's real engine on a GPU, cascade attention off and on. Cells are interleaved on one engine, each run
+until the 95 % interval of its throughput is within ± 4 % or its time is up; see ``lab/instrument.py``. ``--cells``, ``--kernel`` and ``--arms`` choose
+parts, and ``--seconds`` ends it in time where a machine is lent for minutes.
 """
 
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.timing import main
+from feather.policies.planner import Planner
 from lab.engines import make_engine
-from lab.engines.arms import ARMS, DISCIPLINES
+from lab.engines.arms import ARMS, DISCIPLINES, arm_of
+from lab.engines.engine import Engine
+from lab.engines.run import Run
 from lab.instrument import Cell, Effort, Taken, drift, measure, ranked_alike
 from lab.steady import pooled
 from lab.workloads import Loop
@@ -50,6 +56,8 @@ USUAL = Loop()
 KERNELS = ("paged", "cascade", "packed")
 GPU = {"model": "llama-3-8b", "max_batch": 500}
 GPU_LOOP = Loop(8, 10_000, 1000, mean_decode=100)
+REAL_GPU = {"model": "llama-3-8b", "max_batch": 256, "max_batched_tokens": 16_384}
+REAL_GPU_LOOP = Loop(4, 8000, 512, mean_decode=128)
 
 PROFILES = {
     "smoke": {
@@ -66,11 +74,18 @@ PROFILES = {
         "rtx-6000-ada": Part("sim", GPU | {"device": "rtx-6000-ada"}, (GPU_LOOP,), ("paged", "cascade"), MAIN, Effort(limit=1e6, turnovers=5)),
         "h100": Part("sim", GPU | {"device": "h100"}, (GPU_LOOP,), ("paged", "cascade"), MAIN, Effort(limit=1e6, turnovers=5)),
     },
+    # vLLM has cascade attention under one model runner, and follows an order of rows under the other.
+    "gpu": {
+        "stopping": Part("gpu", REAL_GPU, (REAL_GPU_LOOP, replace(REAL_GPU_LOOP, groups=16)), ("cascade", "paged"),
+                         ("FCFS", "Feather", "Feather (strict stop)"), Effort(repeats=2, limit=10, turnovers=2, control_every=12)),
+        "order of rows": Part("gpu", REAL_GPU | {"runner": "V2"}, (replace(REAL_GPU_LOOP, groups=16),), ("paged",),
+                              ("FCFS", "FCFS" + SORTED, "Feather" + SORTED), Effort(repeats=5, limit=10, turnovers=2, control_every=12)),
+    },
 }  # fmt: skip
 
 TOLD = {"decode_tok_s": "decode throughput", "mean_batch": "mean batch", "groups_per_batch": "groups per batch", "like_neighbours": "like neighbours",
         "stopped_share": "stopped", "ttft_median_s": "time to first token, median", "ttft_p99_s": "time to first token, p99",
-        "between_tokens_median_ms": "time between tokens, median", "between_tokens_p99_ms": "time between tokens, p99", "max_wait_s": "longest wait",
+        "decode_step_ms": "decode step", "cascade_share": "cascade steps", "queue_share": "queue share", "between_tokens_median_ms": "time between tokens, median", "between_tokens_p99_ms": "time between tokens, p99", "max_wait_s": "longest wait",
         "settle_s": "settled after", "begin_s": "begin", "transient_tok_s": "throughput, transient", "prefix_hits": "prefix hits",
         "evictions": "evictions"}  # fmt: skip
 """key of a cell → metric of a run; the median over the runs"""
@@ -87,7 +102,21 @@ def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
         "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs), "thrown_away": sum(one.again for one in runs),
         "each": [[run.throughput, run.half_width] for run in found], "steady_s": sum(run.run.seconds for run in found),
         **{key: float(np.median([one[metric][0] for one in metrics if metric in one] or [np.nan])) for key, metric in TOLD.items()},
+        **({"by_second": [by_second(run.whole) for run in found]} if arm_of(cell.arm).learns else {}),
     }  # fmt: skip
+
+
+def by_second(run: Run) -> list[int]:
+    """Tokens that came in each whole second: where an arm that learns found its way."""
+    counts, _ = np.histogram(run.token_times, bins=max(1, int(run.seconds)), range=(0, max(1, int(run.seconds))))
+    return counts.tolist()
+
+
+def learned(engine: Engine) -> dict[str, float]:
+    """What the policy of the run just made says of itself, as a planner its prices and promises; nothing where there is none."""
+    queue = getattr(getattr(engine, "scheduler", None), "waiting", None)
+    policy = getattr(getattr(queue, "former", None), "policy", None)
+    return {"plan": policy.plan.name} | policy.told() if isinstance(policy, Planner) else {}
 
 
 def against_fcfs(cells: list[dict]) -> list[dict]:
@@ -103,24 +132,34 @@ def against_fcfs(cells: list[dict]) -> list[dict]:
     return found
 
 
-def run_part(part: Part, wanted: Callable[[Cell], bool]) -> dict:
+def run_part(part: Part, wanted: Callable[[Cell], bool], until: float) -> dict:
+    """``until``: on the clock of ``time.monotonic``, after which no further run is begun."""
     cells = [cell for cell in part.cells() if wanted(cell)]
     if not cells:
         return {"cells": [], "drift": {}, "repeats": {}}
     engine = make_engine(part.backend, **part.engine)
     taken: dict[Cell, list[Taken]] = defaultdict(list)
+    says: dict[Cell, list[dict]] = defaultdict(list)
     for one in measure(engine, cells, part.effort):
         taken[one.cell].append(one)
+        if found := learned(engine):
+            says[one.cell].append(found)
+        if time.monotonic() > until:
+            print(f"time is up after {sum(map(len, taken.values()))} runs of {len(taken)} cells of {len(cells)}", file=sys.stderr)
+            break
     device = engine.device_name.split(",")[0]
     everything = [one for runs in taken.values() for one in runs]
     return {
-        "cells": against_fcfs([told(part, device, cell, runs) for cell, runs in taken.items()]),
+        "cells": against_fcfs(
+            [told(part, device, cell, runs) | ({"learned": says[cell]} if cell in says else {}) for cell, runs in taken.items()]
+        ),
         "drift": {cell.name: drift(everything, cell) for cell in taken if any(one.control for one in taken[cell])},
         "repeats": {device: ranked_alike(everything)._asdict()},
     }
 
 
-def run(backend: str, profile: str, cells: str, kernel: str, arms: str, repeats: int | None, limit: float | None) -> dict:
+def run(backend: str, profile: str, cells: str, kernel: str, arms: str, repeats: int | None, limit: float | None, seconds: float) -> dict:
+    until = time.monotonic() + seconds
     names = [name for name in arms.split(";") if name]
     for name in names:
         if name.removesuffix(SORTED) not in (ARMS | DISCIPLINES):
@@ -141,7 +180,7 @@ def run(backend: str, profile: str, cells: str, kernel: str, arms: str, repeats:
         part = replace(part, arms=tuple(names), paged=()) if names else part
         effort = part.effort if repeats is None else replace(part.effort, repeats=repeats)
         effort = effort if limit is None else replace(effort, limit=limit)
-        told_of = run_part(replace(part, effort=effort), wanted)
+        told_of = run_part(replace(part, effort=effort), wanted, until)
         found["cells"] += told_of["cells"]
         found["drift"] |= told_of["drift"]
         found["repeats"] |= {f"{name}, {device}": told for device, told in told_of["repeats"].items()}
@@ -173,7 +212,7 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         run,
         show,
-        backend={"default": "all", "choices": ["all", "cpu", "sim"]},
+        backend={"default": "all", "choices": ["all", "cpu", "gpu", "sim"]},
         profile={"default": "default", "choices": list(PROFILES)},
         cells={
             "default": "",
@@ -184,4 +223,5 @@ if __name__ == "__main__":
         arms={"default": "", "help": "arms instead of the profile's, with ; between them"},
         repeats={"type": int, "default": None, "help": "runs of each cell"},
         limit={"type": float, "default": None, "help": "seconds of a run, at most"},
+        seconds={"type": float, "default": float("inf"), "help": "after which no further run is begun"},
     )
