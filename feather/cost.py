@@ -13,6 +13,9 @@ reload             expected loads with the rows in random order, less U        a
 shared tip (save)  (n - 1) × shared tip                                        cascade attention: a gain only where *all* rows share
 prefill            1 for a step that computes prompt tokens
 prompt token       prompt tokens computed
+mixed chunk        all chunks A, in a step that computes prompt tokens         attention that is slower where prompts are computed, as on a GPU
+mixed tip (save)   (n - 1) × shared tip, in such a step                        cascade attention: there it is not
+decoded token      tokens that the rows have decoded so far                    their own context, which grows with every step
 =================  ==========================================================  ==================================================
 
 The prices are the non-negative least squares of the relative error over the recent past, from an information matrix of the amounts that fades
@@ -25,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PRICES = ("step", "row", "chunk", "distinct_chunk", "reload", "shared_tip", "prefill", "prompt_token")
+PRICES = ("step", "row", "chunk", "distinct_chunk", "reload", "shared_tip", "prefill", "prompt_token", "mixed_chunk", "mixed_tip", "decoded_token")
 _COUNT = len(PRICES)
 _EARLY = 30  # observations, within which the prices are found anew after each
 _EVERY = 4  # observations between two searches later on
@@ -49,6 +52,8 @@ class Load(NamedTuple):
     """sum over those of (rows that hold it)²"""
     tip: float = 0.0
     """chunks that all rows share"""
+    decoded: float = 0.0
+    """tokens that the rows have decoded so far, together; the tree does not know them"""
 
     @property
     def loads(self) -> float:
@@ -68,9 +73,10 @@ class Load(NamedTuple):
 
     def amounts(self, prefill_tokens: int = 0) -> tuple[float, ...]:
         """What each of ``PRICES`` is the price of, in their order; what a shared tip saves counts below 0."""
+        mixed, saved = float(prefill_tokens > 0), -max(0.0, self.rows - 1) * self.tip
         return (
-            1.0, self.rows, self.chunks, self.distinct, max(0.0, self.loads - self.distinct), -max(0.0, self.rows - 1) * self.tip,
-            float(prefill_tokens > 0), float(prefill_tokens),
+            1.0, self.rows, self.chunks, self.distinct, max(0.0, self.loads - self.distinct), saved,
+            mixed, float(prefill_tokens), mixed * self.chunks, mixed * saved, self.decoded,
         )  # fmt: skip
 
 
@@ -130,23 +136,24 @@ class StepCost:
         """Seconds per unit, by name."""
         return dict(zip(PRICES, self._prices))
 
-    @property
-    def all_prices(self) -> list[float]:
-        """In the order of ``PRICES``."""
-        return self._prices
-
-    def seconds(self, load: Load) -> float:
-        """Predicted time of a decode step."""
-        n, chunks, distinct, squares, tip = load
+    def seconds(self, load: Load, prefill_tokens: float = 0.0) -> float:
+        """Predicted time of a step."""
+        n, chunks, distinct, squares, tip, decoded = load
         if n <= 0:
             return 0.0
-        step, row, chunk, single, reload, save, _, _ = self._prices
+        step, row, chunk, single, reload, save, prefill, token, mixed, mixed_save, own = self._prices
         reloads = ((n + 1) * chunks - squares) / n - distinct
         cost = step + row * n + chunk * chunks + single * distinct
         if reloads > 0:
             cost += reload * reloads
+        if prefill_tokens:
+            cost += mixed * chunks
+            save += mixed_save
         if n > 1:
             cost -= min(save * (n - 1) * tip, 0.95 * cost)
+        cost += own * decoded
+        if prefill_tokens:
+            cost += prefill + token * prefill_tokens
         return cost if cost > 1e-9 else 1e-9
 
     def observe(self, load: Load, seconds: float, prefill_tokens: int = 0) -> None:

@@ -80,6 +80,7 @@ class BatchFormer:
         self._step = 0  # that have run
         self._admitted = 0  # since the last step
         self._began: dict[Hashable, int] = {}  # steps that had run when a running request was admitted
+        self._begun = 0  # their sum
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class BatchFormer:
         self._preempted.pop(request_id, None)
         self._turns.give()
         self._began[request_id] = self._step
+        self._begun += self._step
         self._admitted += 1
         self._bursts.admit(len(self.running))
         self._next = _UNKNOWN
@@ -126,7 +128,7 @@ class BatchFormer:
     def finish(self, request_id: Hashable) -> None:
         """A running request is gone, for whatever reason."""
         self.tree.finish(request_id)
-        self.policy.finished(request_id, self._step - self._began.pop(request_id, self._step))
+        self.policy.finished(request_id, self._leave(request_id))
         self._next = _UNKNOWN
 
     def preempt(self, request_id: Hashable) -> None:
@@ -134,8 +136,14 @@ class BatchFormer:
         request = self._preempted[request_id] = self.tree.preempt(request_id)
         request.preempted, request.since = True, self._clock()
         self._turns.take_back()
-        self._began.pop(request_id, None)
+        self._leave(request_id)
         self._next = _UNKNOWN
+
+    def _leave(self, request_id: Hashable) -> int:
+        """Steps for which it has run."""
+        began = self._began.pop(request_id)
+        self._begun -= began
+        return self._step - began
 
     @property
     def running(self) -> Collection[Hashable]:
@@ -201,7 +209,8 @@ class BatchFormer:
         if not contended:
             self._bursts.end_queue()
         admitted, self._admitted = self._admitted, 0
-        return Formed(contended, self.tree.load(), admitted, contended and self.burst)
+        decoded = len(self._began) * self._step - self._begun
+        return Formed(contended, self.tree.load()._replace(decoded=decoded), admitted, contended and self.burst)
 
     def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has produced so many output tokens in so many seconds, and computed so many prompt tokens."""

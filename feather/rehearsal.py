@@ -53,7 +53,8 @@ class Rehearsal:
         self._queues: list[deque[int]] = [deque() for _ in scene.shares]  # arrival numbers
         self._alone: deque[int] = deque()
         self._active = [0] * len(scene.shares)
-        self._rows: list[tuple[int, int]] = []  # (step of its end, prefix)
+        self._rows: list[tuple[int, int, int]] = []  # (step of its end, prefix, step of its beginning)
+        self._decoded = 0  # tokens, by the rows together
         self._distinct = self._squares = self._singles = 0  # of the batch: prefixes that several may share, sum of their rows², rows alone
         self._came = 0
         self._now = 0.0
@@ -105,16 +106,20 @@ class Rehearsal:
 
     def _play(self) -> None:
         admitted = self._form()
-        seconds = self._cost.seconds(self._load(len(self._rows)))
-        prices = self._cost.all_prices
-        first = seconds + (prices[6] + prices[7] * admitted * self.scene.prompt_tokens if admitted else 0.0)
-        # Nothing changes until the next row ends, unless more may be admitted.
+        rows = len(self._rows)
+        # Nothing changes but what the rows have decoded until the next row ends, unless more may be admitted.
         steps = max(1, self._rows[0][0] - self._step)
+        load = self._load(rows)._replace(decoded=self._decoded + rows * (steps - 1) / 2)
+        seconds = self._cost.seconds(load)
+        first = self._cost.seconds(load, admitted * self.scene.prompt_tokens) if admitted else seconds
         self._now += first + (steps - 1) * seconds
-        self._tokens += steps * len(self._rows)
+        self._tokens += steps * rows
+        self._decoded += steps * rows
         self._step += steps
         while self._rows and self._rows[0][0] <= self._step:
-            self._leave(heappop(self._rows)[1])
+            _, prefix, began = heappop(self._rows)
+            self._decoded -= self._step - began
+            self._leave(prefix)
             self._arrive()
 
     def _form(self) -> int:
@@ -196,7 +201,7 @@ class Rehearsal:
         if self._finished > self._settled:
             self._waits.append((prefix, waited))
         lifetimes = self.scene.others if prefix == _ALONE else self.scene.lifetimes[prefix]
-        heappush(self._rows, (self._step + lifetimes[int(self._random.random() * len(lifetimes))], prefix))
+        heappush(self._rows, (self._step + lifetimes[int(self._random.random() * len(lifetimes))], prefix, self._step))
         if prefix == _ALONE:
             self._singles += 1
         else:

@@ -59,7 +59,7 @@ def test_a_rehearsal_foretells_what_a_discipline_gives(law):
     prices = StepCost()
     one = LAWS[law]
     kv = [amount / 16 for amount in (one.chunk, one.distinct, one.reload, one.tip)]
-    prices._prices = [1e-3 * price for price in (one.step, one.row, *kv, one.prefill, one.new / 20)]
+    prices._prices = [1e-3 * price for price in (one.step, one.row, *kv, one.prefill, one.new / 20, 0.0, 0.0, 0.0)]
     scene = Scene(32, 64, (1 / 8,) * 8, (tuple(range(16, 49)),) * 8, tuple(range(16, 49)), 0, 16, 16, 20, float("inf"), float("inf"))
     names = {"arrival": None, "1 prefix, gated": "strict, gated"}
     for plan in PLANS:

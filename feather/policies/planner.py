@@ -73,7 +73,6 @@ class Planner(Policy):
         self._since = 0.0  # seconds without what the plan does not show
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._followed = 0  # steps of it that the present plan has been followed in a row
-        self._changes = 0  # of the prices, seen so far
         self._rehearsal: Rehearsal | None = None  # that is being played
         self._plans: list[Plan] = []  # of the present round
         self._played: list[Rehearsal] = []
@@ -141,11 +140,8 @@ class Planner(Policy):
             self._begin_round(tree, max_batch, max_wait, hurries=True)
         if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
-        # A surprise in what the plan does not show, a mixed step of a plan that takes one prefix at a time, has taught what an experiment would.
-        changed = self.cost.changes > self._changes and load.is_pure == (self.plan.prefixes == 1)
-        self._changes = self.cost.changes
         due = self.plan.prefixes != 1 and self._since > max(_RAREST, experiment.lost / _BUDGET)
-        if experiment.over and (changed or due):
+        if experiment.over and due:
             self._worth.clear()
             self.experiments += 1
             experiment.restart()

@@ -22,7 +22,8 @@ DEPTH = 16  # chunks of a group's prefix
 @dataclass(frozen=True)
 class Law:
     """Milliseconds: per step, per row; per prefix of ``DEPTH`` chunks: read by every row, read once for all, loaded again (rows in their places),
-    and what all rows together save where they share it, per row but the first. ``new``: per request admitted; ``prefill``: per step with one."""
+    and what all rows together save where they share it, per row but the first. ``new``: per request admitted; ``prefill``: per step with one;
+    ``mixed``: share by which reading keys and values takes longer in such a step."""
 
     step: float
     row: float
@@ -32,9 +33,11 @@ class Law:
     tip: float = 0.0
     new: float = 2.0
     prefill: float = 0.0
+    mixed: float = 0.0
 
     def seconds(self, rows: float, chunks: float, distinct: float, loads: float, tip: float, new: int = 0) -> float:
         kv = self.chunk * chunks + self.distinct * distinct + self.reload * (loads - distinct) - self.tip * max(0, rows - 1) * tip
+        kv *= 1 + self.mixed * (new > 0)
         return 1e-3 * (self.step + self.row * rows + kv / DEPTH + self.new * new + self.prefill * (new > 0))
 
 
@@ -45,6 +48,8 @@ LAWS = {
     "GPU, paged": Law(20.0, 0.02, chunk=0.01, distinct=0.05),
     "GPU, cascade": Law(8.0, 0.05, chunk=0.75, tip=0.7),
     "GPU, packed": Law(12.0, 0.05, distinct=0.8),
+    "H100, paged": Law(8.0, 0.045, chunk=0.14, reload=0.05, new=3.0, mixed=0.7),
+    "H100, cascade": Law(8.0, 0.045, chunk=0.14, reload=0.05, tip=0.136, new=3.0, mixed=0.7),
     "rows alone": Law(4.0, 2.0),
     "many bytes": Law(5.0, 0.2, distinct=6.0),
 }
