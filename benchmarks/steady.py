@@ -77,9 +77,9 @@ PROFILES = {
     # vLLM has cascade attention under one model runner, and follows an order of rows under the other.
     "gpu": {
         "stopping": Part("gpu", REAL_GPU, (REAL_GPU_LOOP, replace(REAL_GPU_LOOP, groups=16)), ("cascade", "paged"),
-                         ("FCFS", "Feather", "Feather (strict stop)"), Effort(repeats=2, limit=10, turnovers=2, control_every=12)),
+                         ("FCFS", "Feather", "Feather (strict stop)"), Effort(repeats=2, turnovers=2, control_every=12)),
         "order of rows": Part("gpu", REAL_GPU | {"runner": "V2"}, (replace(REAL_GPU_LOOP, groups=16),), ("paged",),
-                              ("FCFS", "FCFS" + SORTED, "Feather" + SORTED), Effort(repeats=5, limit=10, turnovers=2, control_every=12)),
+                              ("FCFS", "FCFS" + SORTED, "Feather" + SORTED), Effort(repeats=3, turnovers=2, control_every=12)),
     },
 }  # fmt: skip
 

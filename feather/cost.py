@@ -28,7 +28,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PRICES = ("step", "row", "chunk", "distinct_chunk", "reload", "shared_tip", "prefill", "prompt_token", "mixed_chunk", "mixed_tip", "decoded_token")
+PRICES = (
+    "step",
+    "row",
+    "chunk",
+    "distinct_chunk",
+    "reload",
+    "shared_tip",
+    "prefill",
+    "prompt_token",
+    "mixed_chunk",
+    "mixed_tip",
+    "decoded_token",
+)
 _COUNT = len(PRICES)
 _EARLY = 30  # observations, within which the prices are found anew after each
 _EVERY = 4  # observations between two searches later on

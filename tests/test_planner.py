@@ -94,12 +94,32 @@ def test_another_kernel_in_mid_run_is_noticed():
     assert play.throughput(90.0, 120.0) > 0.93 * best
 
 
+def test_a_surprise_is_no_reason_for_an_experiment():
+    """It empties the batch first, so while prices are wrong for want of a term one would follow the other."""
+    play = Play(LAWS["GPU, cascade"], LOADS["batch of 128"], Planner).run(20.0)
+    policy = play.former.policy
+    policy.cost.changes += 1
+    assert not play.run(25.0).former.policy.experiments
+
+
+@pytest.mark.parametrize("law", ["H100, paged", "H100, cascade"])
+def test_steps_that_are_slower_with_prompts_in_them_are_foretold(law):
+    load = replace(LOADS["4 groups"], batch=128, clients=256, decode=(64, 192))
+    found = run(LAWS[law], load, Planner, seconds=40)
+    first = fcfs(LAWS[law], load, seconds=40)
+    cost = found.agent.cost
+    assert not cost.changes and found.throughput > 1.15 * first.throughput
+    assert (
+        cost.seconds(mixed := Load(128, 16 * 128, 64, 16 * 4 * 32**2), 20) > 1.15 * cost.seconds(mixed) + cost.prices["prompt_token"] * 20
+    )
+
+
 def test_until_a_second_experiment_begins_the_plan_goes_on():
     """A step in order of arrival would fill the batch with strangers, who then have to leave it first."""
     play = Play(LAWS["GPU, cascade"], LOADS["batch of 128"], Planner).run(20.0)
     policy = play.former.policy
     assert policy.plan.prefixes == 1 and not policy.experiments
-    policy.cost.changes += 1
+    policy.plan, policy._since = next(plan for plan in PLANS if plan.name == "2 prefixes, gated"), 200.0  # it is due
     while not policy.experiments:
         play.run(play.now + 1e-9)
     assert play.log[-1][3] <= 2

@@ -11,12 +11,12 @@ from feather.plans import ARRIVAL, PLANS, RELATIVES, Plan, next_of, patience
 from feather.policies.base import CommonOptions, Policy, Step
 from feather.policies.experiment import OVER, Experiment
 from feather.policies.forming import InEarnest
-from feather.rehearsal import Rehearsal
+from feather.rehearsal import Rehearsal, Scene
 from feather.settings import setting
 from feather.traffic import Traffic
 
 _PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
-_PLAYS = 1000  # steps that are played through per second of serving: each takes 10 to 20 µs
+_PLAYS = 2000  # work of rehearsals per second of serving
 _AT_ONCE = 500  # and at least per step, until a first round is over
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
@@ -80,7 +80,7 @@ class Planner(Policy):
         self._known = False  # whether the present round knows how long any request runs
         self._fair_wait = self._limit = float("inf")  # seconds: in order of arrival, and beyond that at most
         self._unheard = 0  # steps begun since the last result
-        self._owed = 0.0  # steps to be played
+        self._owed = 0.0  # work of rehearsals; below 0 after a step that took more
         self._hurries = False  # whether the present round is played as fast as may be
         self._holds = (
             False  # whether nobody joins until it is over: an experiment has just ended, and the plan of before it would fill the batch
@@ -146,8 +146,7 @@ class Planner(Policy):
             self.experiments += 1
             experiment.restart()
         elif self._rehearsal:
-            self._play(max(int(self._owed), _AT_ONCE * self._hurries))
-            self._owed -= int(self._owed)
+            self._play(max(self._owed, _AT_ONCE * self._hurries))
         elif self._rested > _AGAIN or self.cost.steps < _YOUNG and self.traffic.knows_lifetimes:
             self._begin_round(tree, max_batch, max_wait)
 
@@ -162,11 +161,18 @@ class Planner(Policy):
         scene = self.traffic.scene(tree, max_batch, max_wait)
         self._played = []
         self._plans = [plan for plan in PLANS if plan.prefixes <= len(scene.shares)]
-        self._rehearsal = Rehearsal(ARRIVAL, scene, self.cost)
+        self._rehearse(ARRIVAL, scene)
 
-    def _play(self, steps: int) -> None:
+    def _rehearse(self, plan: Plan, scene: Scene) -> None:
+        self._rehearsal = Rehearsal(plan, scene, self.cost)
+        self._owed -= self._rehearsal.work
+
+    def _play(self, work: float) -> None:
         assert self._rehearsal is not None
-        if not self._rehearsal.advance(steps):
+        before = self._rehearsal.work
+        ended = self._rehearsal.advance(work)
+        self._owed -= self._rehearsal.work - before
+        if not ended:
             return
         scene, played = self._rehearsal.scene, self._played
         played.append(self._rehearsal)
@@ -175,7 +181,7 @@ class Planner(Policy):
             self._limit = self._allowed(scene.max_wait)
             scene = scene._replace(fair_wait=self._fair_wait, max_wait=self._limit)
         if len(played) < len(self._plans):
-            self._rehearsal = Rehearsal(self._plans[len(played)], scene, self.cost)
+            self._rehearse(self._plans[len(played)], scene)
         else:
             self._rehearsal = None
             self._choose_plan()

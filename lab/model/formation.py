@@ -135,8 +135,10 @@ class Formation:
         self.now += steps * seconds
         self.tokens += steps * rows
         self._own_tokens += steps * rows
-        for _ in range(steps):
+        for left in range(steps, 0, -1):
             self.former.ran(formed, rows, seconds, 0)
+            if left > 1:
+                self.former.new_step()
         for id_, request in list(self._running.items()):
             request[1] -= steps
             request[2] += steps
