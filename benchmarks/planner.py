@@ -30,10 +30,12 @@ SEEDS = range(1, 11)
 OPEN = ("8 groups", "skewed", "nothing shared", "one group", "batch of 128")
 SHARES = (0.5, 0.8, 0.9, 1.05, 1.3)
 GPU = ("GPU, paged", "GPU, cascade", "GPU, packed")
+DEVICES = (*GPU, "H100, paged", "H100, cascade")
 CHANGES: dict[str, tuple[tuple[str, str], tuple[Load, Load]]] = {
     "groups, 8 to 2": (("cascade", "cascade"), (Load(), Load(groups=2, first_group=100))),
     "groups, 2 to 8": (("cascade", "cascade"), (Load(groups=2), Load(first_group=100))),
     "kernel, paged to cascade": (("paged", "cascade"), (Load(), Load())),
+    "GPU, paged to cascade": (("GPU, paged", "GPU, cascade"), (Load(), Load())),
     "kernel, cascade to rows alone": (("cascade", "rows alone"), (Load(), Load())),
     "lengths, 16-48 to 64-192": (("cascade", "cascade"), (Load(), Load(decode=(64, 192)))),
     "shared to nothing shared": (("cascade", "cascade"), (Load(), Load(groups=0))),
@@ -77,7 +79,7 @@ def cells(seeds: int) -> dict:
     rows = together(cell, asked, "cells")
     over, fair = (np.array([row[key] for row in rows]) for key in ("over_best", "over_fcfs"))
     drawn = np.array([row["over_best"] for row in rows if row["law"].startswith("drawn")])
-    gpu = np.array([row["over_best"] for row in rows if row["law"] in GPU or not row["load"].startswith("batch of")])
+    gpu = np.array([row["over_best"] for row in rows if row["law"] in DEVICES or not row["load"].startswith("batch of")])
     return {"mean": over.mean(), "worst": over.min(), "below_0.95": int((over < 0.95).sum()), "count": len(rows), "worst_over_fcfs": fair.min(),
             "unlimited_below_0.95": int(sum(row["over_best_unlimited"] < GOOD for row in rows)), "drawn_mean": drawn.mean(), "drawn_worst": drawn.min(), "batches_that_the_device_has": {"mean": gpu.mean(), "worst": gpu.min()},
             "cells": rows}  # fmt: skip

@@ -102,7 +102,7 @@ def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
         "tok_s": mean, "ci": [mean - half, mean + half], "ci_share": half / mean, "runs": len(runs), "thrown_away": sum(one.again for one in runs),
         "each": [[run.throughput, run.half_width] for run in found], "steady_s": sum(run.run.seconds for run in found),
         **{key: float(np.median([one[metric][0] for one in metrics if metric in one] or [np.nan])) for key, metric in TOLD.items()},
-        **({"by_second": [by_second(run.whole) for run in found]} if arm_of(cell.arm).learns else {}),
+        **({"by_second": [by_second(run.whole) for run in found], "learned": [one.looked for one in runs]} if arm_of(cell.arm).learns else {}),
     }  # fmt: skip
 
 
@@ -113,10 +113,12 @@ def by_second(run: Run) -> list[int]:
 
 
 def learned(engine: Engine) -> dict[str, float]:
-    """What the policy of the run just made says of itself, as a planner its prices and promises; nothing where there is none."""
+    """What the planner of the run just made says of itself; nothing of another policy."""
     queue = getattr(getattr(engine, "scheduler", None), "waiting", None)
     policy = getattr(getattr(queue, "former", None), "policy", None)
-    return {"plan": policy.plan.name} | policy.told() if isinstance(policy, Planner) else {}
+    if not isinstance(policy, Planner):
+        return {}
+    return {"plan": policy.plan.name, "experiments": policy.experiments, "changes_of_prices": policy.cost.changes} | policy.told()
 
 
 def against_fcfs(cells: list[dict]) -> list[dict]:
@@ -133,26 +135,21 @@ def against_fcfs(cells: list[dict]) -> list[dict]:
 
 
 def run_part(part: Part, wanted: Callable[[Cell], bool], until: float) -> dict:
-    """``until``: on the clock of ``time.monotonic``, after which no further run is begun."""
+    """``until``: on the clock of ``time.monotonic``, after which no further cell is run."""
     cells = [cell for cell in part.cells() if wanted(cell)]
-    if not cells:
+    if not cells or time.monotonic() > until:
         return {"cells": [], "drift": {}, "repeats": {}}
     engine = make_engine(part.backend, **part.engine)
     taken: dict[Cell, list[Taken]] = defaultdict(list)
-    says: dict[Cell, list[dict]] = defaultdict(list)
-    for one in measure(engine, cells, part.effort):
+    for one in measure(engine, cells, part.effort, look=learned):
         taken[one.cell].append(one)
-        if found := learned(engine):
-            says[one.cell].append(found)
         if time.monotonic() > until:
-            print(f"time is up after {sum(map(len, taken.values()))} runs of {len(taken)} cells of {len(cells)}", file=sys.stderr)
+            print(f"time is up: {sum(map(len, taken.values()))} runs, {len(taken)} of {len(cells)} cells", file=sys.stderr)
             break
     device = engine.device_name.split(",")[0]
     everything = [one for runs in taken.values() for one in runs]
     return {
-        "cells": against_fcfs(
-            [told(part, device, cell, runs) | ({"learned": says[cell]} if cell in says else {}) for cell, runs in taken.items()]
-        ),
+        "cells": against_fcfs([told(part, device, cell, runs) for cell, runs in taken.items()]),
         "drift": {cell.name: drift(everything, cell) for cell in taken if any(one.control for one in taken[cell])},
         "repeats": {device: ranked_alike(everything)._asdict()},
     }
@@ -223,5 +220,9 @@ if __name__ == "__main__":
         arms={"default": "", "help": "arms instead of the profile's, with ; between them"},
         repeats={"type": int, "default": None, "help": "runs of each cell"},
         limit={"type": float, "default": None, "help": "seconds of a run, at most"},
-        seconds={"type": float, "default": float("inf"), "help": "after which no further run is begun"},
+        seconds={
+            "type": float,
+            "default": float("inf"),
+            "help": "after which no further cell is run; one that says too little is run up to three times",
+        },
     )

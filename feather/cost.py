@@ -14,8 +14,8 @@ shared tip (save)  (n - 1) × shared tip                                        
 prefill            1 for a step that computes prompt tokens
 prompt token       prompt tokens computed
 mixed chunk        all chunks A, in a step that computes prompt tokens         attention that is slower where prompts are computed, as on a GPU
-mixed tip (save)   (n - 1) × shared tip, in such a step                        cascade attention: there it is not
-decoded token      tokens that the rows have decoded so far                    their own context, which grows with every step
+mixed tip (save)   (n - 1) × shared tip, in such a step                        what cascade attention saves of that
+decoded token      steps that the rows have run for, together                  their own context, which grows with every step
 =================  ==========================================================  ==================================================
 
 The prices are the non-negative least squares of the relative error over the recent past, from an information matrix of the amounts that fades
@@ -65,7 +65,7 @@ class Load(NamedTuple):
     tip: float = 0.0
     """chunks that all rows share"""
     decoded: float = 0.0
-    """tokens that the rows have decoded so far, together; the tree does not know them"""
+    """steps that the rows have run for, together, about as many as they have decoded tokens; the tree does not know them"""
 
     @property
     def loads(self) -> float:

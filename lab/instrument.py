@@ -7,11 +7,11 @@ whose interval is too wide to say anything, as where the machine stood still in 
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -91,12 +91,14 @@ class Taken(NamedTuple):
     """a recurrence of the control, beyond its own repeats"""
     again: int = 0
     """runs of which it is the one with the narrowest interval, less itself"""
+    looked: Any = None
+    """at the engine, right after that run"""
 
 
 def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), control: Cell | None = None, seed: int = 1,
-            desc: str = "steady") -> Iterator[Taken]:  # fmt: skip
+            desc: str = "steady", look: Callable[[Engine], Any] = lambda engine: None) -> Iterator[Taken]:  # fmt: skip
     """Runs of the cells, one after the other: in each repeat each cell once, in an order drawn anew. While a run is handed out the engine is
-    still set as it was for it. ``control``: the first cell by default. A first run of each kernel is thrown away where the engine warms up.
+    still set as it was for it. ``control``: the first cell by default. ``look``: called after every run. A first run of each kernel is thrown away where the engine warms up.
 
     Raises ValueError for no cell, or one twice."""
     if not cells or len(set(cells)) < len(cells):
@@ -105,7 +107,7 @@ def measure(engine: Engine, cells: Sequence[Cell], effort: Effort = Effort(), co
     for cell in cells:
         by_prefixes[cell.loop.groups, cell.loop.prefix_tokens].append(cell)
     learns = any(arm_of(cell.arm).learns for cell in cells)
-    bench = _Bench(engine, effort, seed, learns, tqdm(total=effort.repeats * len(cells), desc=desc, unit="run", mininterval=1))
+    bench = _Bench(engine, effort, seed, learns, tqdm(total=effort.repeats * len(cells), desc=desc, unit="run", mininterval=1), look)
     with bench.bar:
         for together in by_prefixes.values():
             yield from _interleaved(bench, together, control if control in together else together[0])
@@ -153,6 +155,7 @@ class _Bench:
     learns: bool
     """whether any of the arms does"""
     bar: tqdm
+    look: Callable[[Engine], Any]
     runs: int = 0
 
     def seed_of(self, repeat: int) -> int:
@@ -180,16 +183,18 @@ class _Bench:
 
     def take(self, cell: Cell, repeat: int, control: bool = False) -> Taken:
         """A run; of one whose interval is too wide, the narrowest of up to three. Its interval decides, not its result."""
-        found, again = self.run(cell, repeat), 0
+        (found, looked), again = self.run(cell, repeat), 0
         while _wide(found) and again < _AGAIN and self._lasts:
             self.bar.write(
                 f"{cell.name}: {found.throughput:.0f} tok/s ± {found.half_width:.0f} says too little, run again", file=sys.stderr
             )
             self.bar.total += 1
-            found, again = min(found, self.run(cell, repeat), key=lambda one: one.half_width / one.throughput), again + 1
-        return Taken(cell, repeat, self.seed_of(repeat), found, control, again)
+            both = (found, looked), self.run(cell, repeat)
+            (found, looked), again = min(both, key=lambda one: one[0].half_width / one[0].throughput), again + 1
+        return Taken(cell, repeat, self.seed_of(repeat), found, control, again, looked)
 
-    def run(self, cell: Cell, repeat: int) -> Steady:
+    def run(self, cell: Cell, repeat: int) -> tuple[Steady, Any]:
+        """The run, and what was seen of the engine after it."""
         self.use(cell)
         self.engine.forget()
         loop, effort, rows = cell.loop, self.effort, self.engine.max_batch
@@ -210,7 +215,7 @@ class _Bench:
         run = self.engine.run(workload, arm_of(cell.arm), watch)
         found = steady(run, min(learned, (run.closed_until or run.seconds) / 2))  # where the requests did not last, half of it
         self.bar.update()
-        return found
+        return found, self.look(self.engine)
 
 
 def drift(taken: Sequence[Taken], control: Cell) -> float:

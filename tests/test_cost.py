@@ -10,23 +10,35 @@ from feather.cost import PRICES, Load, StepCost
 
 def drawn_law(rng) -> np.ndarray:
     """Prices, seconds; about a third of them are 0."""
-    scale = np.array([5e-3, 1e-3, 1e-4, 3e-4, 5e-5, 0.0, 2e-3, 1e-5])
+    scale = np.array([5e-3, 1e-3, 1e-4, 3e-4, 5e-5, 0.0, 2e-3, 1e-5, 5e-5, 0.0, 2e-5])
     law = scale * rng.exponential(size=len(scale)) * (rng.random(len(scale)) < 0.7)
     law[0] += 1e-3
-    law[5] = 0.8 * law[2]
+    law[5], law[9] = 0.8 * law[2], 0.8 * law[8]
     return law
 
 
 def drawn_load(rng, pure: bool) -> Load:
-    """Groups of rows on prefixes of 16 chunks, each with 1 of its own."""
+    """Groups of rows on prefixes of 16 chunks, each with 1 of its own, that have run for up to 48 steps."""
     sizes = rng.multinomial(rng.integers(2, 33), np.ones(1 if pure else 8) / (1 if pure else 8))
     n, groups = int(sizes.sum()), int((sizes > 0).sum())
-    return Load(n, 17 * n, 16 * groups + n, 16 * float((sizes**2).sum()) + n, 16 if groups == 1 else 0)
+    return Load(n, 17 * n, 16 * groups + n, 16 * float((sizes**2).sum()) + n, 16 if groups == 1 else 0, n * int(rng.integers(0, 49)))
 
 
 def seconds(law, load: Load, prefill: int = 0) -> float:
-    n = load.rows
-    x = [1, n, load.chunks, load.distinct, load.loads - load.distinct, -(n - 1) * load.tip, prefill > 0, prefill]
+    n, mixed = load.rows, prefill > 0
+    x = [
+        1,
+        n,
+        load.chunks,
+        load.distinct,
+        load.loads - load.distinct,
+        -(n - 1) * load.tip,
+        mixed,
+        prefill,
+        mixed * load.chunks,
+        -mixed * (n - 1) * load.tip,
+        load.decoded,
+    ]
     return float(law @ x)
 
 
@@ -38,14 +50,14 @@ def test_predicts_steps_of_a_drawn_law(seed):
         load, prefill = drawn_load(rng, pure=step % 20 < 3), int(rng.random() < 0.4) * 20
         hiccup = 5.0 if rng.random() < 0.02 else 1.0
         model.observe(load, seconds(law, load, prefill) * np.exp(0.03 * rng.normal()) * hiccup, prefill)
-    held_out = [drawn_load(rng, pure) for pure in (True, False) for _ in range(50)]
-    errors = [abs(model.seconds(load) / seconds(law, load) - 1) for load in held_out]
+    held_out = [(drawn_load(rng, pure), prefill) for pure in (True, False) for prefill in (0, 20) for _ in range(50)]
+    errors = [abs(model.seconds(load, prefill) / seconds(law, load, prefill) - 1) for load, prefill in held_out]
     assert np.mean(errors) < 0.04 and min(model.prices.values()) >= 0
 
 
 def test_a_changed_law_is_followed():
     rng = np.random.default_rng(1)
-    model, laws = StepCost(), (drawn_law(rng), 2 * drawn_law(rng))
+    model, laws = StepCost(), (drawn_law(rng), 4 * drawn_law(rng))
     for law in laws:
         for step in range(200):
             load = drawn_load(rng, pure=step % 10 == 0)

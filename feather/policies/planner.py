@@ -22,6 +22,7 @@ _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
 _RAREST = 120.0  # seconds without a batch of one prefix, after which an experiment makes one
+_SURPRISED = 8.0  # the same, if prices have changed since the last
 _RARER = 15.0  # seconds without a mixed one, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
 _QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
@@ -71,6 +72,7 @@ class Planner(Policy):
         self.rates: dict[str, float] = {}
         """plan → promised throughput, tok/s"""
         self._since = 0.0  # seconds without what the plan does not show
+        self._changes = 0  # of the prices, when the last experiment began
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._followed = 0  # steps of it that the present plan has been followed in a row
         self._rehearsal: Rehearsal | None = None  # that is being played
@@ -140,9 +142,11 @@ class Planner(Policy):
             self._begin_round(tree, max_batch, max_wait, hurries=True)
         if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
-        due = self.plan.prefixes != 1 and self._since > max(_RAREST, experiment.lost / _BUDGET)
+        rarest = _SURPRISED if self.cost.changes > self._changes else _RAREST
+        due = self.plan.prefixes != 1 and self._since > max(rarest, experiment.lost / _BUDGET)
         if experiment.over and due:
             self._worth.clear()
+            self._changes = self.cost.changes
             self.experiments += 1
             experiment.restart()
         elif self._rehearsal:

@@ -143,11 +143,11 @@ class Prices:
 def prices(serving: Serving) -> Prices | None:
     """None for a trace without prices: of another policy, or before anything was learned."""
     lines = [line for line in serving.lines if line.get("load", [0])[0] and any(name.startswith("price_") for name in line["told"])]
-    lines = [line for line in lines if any(line["told"][f"price_{name}"] for name in PRICES)]
+    lines = [line for line in lines if any(line["told"].get(f"price_{name}") for name in PRICES)]
     if not lines:
         return None
     amounts = pd.DataFrame([Load(*line["load"]).amounts(line["prefill"]) for line in lines], columns=PRICES)
-    known = pd.DataFrame([[line["told"][f"price_{name}"] for name in PRICES] for line in lines], columns=PRICES)
+    known = pd.DataFrame([[line["told"].get(f"price_{name}", 0.0) for name in PRICES] for line in lines], columns=PRICES)
     seconds = pd.Series([line["seconds"] for line in lines])
     errors = pd.DataFrame({
         "t": [line["t"] - serving.lines[0]["t"] for line in lines],
