@@ -1,4 +1,4 @@
-# V1, then V2 if time is left; SECONDS from the first argument
+# the V1 runner: stopping, both kernels; arguments: revision, seconds after which no cell is begun, seconds after which it is killed
 R=$1; T=$(date +%s); mkdir -p /tmp/f /tmp/r; export PYTHONUNBUFFERED=1 VLLM_LOGGING_LEVEL=WARNING VLLM_USE_FLASHINFER_SAMPLER=0
 say() { echo "[$(( $(date +%s) - T )) s] $*"; }
 keep() { cp -r /tmp/r $OUT/; }

@@ -1,4 +1,4 @@
-# the V2 runner: order of rows
+# the V2 runner: order of rows; arguments: revision, seconds after which no cell is begun, repeats
 R=$1; T=$(date +%s); mkdir -p /tmp/r; export PYTHONUNBUFFERED=1 VLLM_LOGGING_LEVEL=WARNING VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=/tmp/f/site0:/tmp/f/dep:$PWD
 [ -d /tmp/f/site0 ] || { mkdir -p /tmp/f; python3 -c "import tarfile; tarfile.open('.gpu/site.tar.xz').extractall('/tmp/f', filter='tar')"; }
 timeout $(($2 + 45)) python3 .gpu/gpu_benchmark.py $R /tmp/r/order.json --cells 'order of rows' --seconds $2 ${3:+--repeats $3} >/tmp/r/order.log 2>&1; echo "order $? after $(( $(date +%s) - T )) s"; cp -r /tmp/r $OUT/

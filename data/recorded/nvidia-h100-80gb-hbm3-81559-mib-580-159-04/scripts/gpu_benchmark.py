@@ -1,4 +1,4 @@
-"""benchmarks.steady with fewer CUDA graphs than vLLM would capture: ``python main.py REVISION OUT.json [arguments of benchmarks.steady]``."""
+"""benchmarks.steady with fewer CUDA graphs than vLLM would capture: ``python gpu_benchmark.py REVISION OUT.json [arguments of benchmarks.steady]``."""
 import contextlib
 import functools
 import os
