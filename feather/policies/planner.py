@@ -21,9 +21,9 @@ _AT_ONCE = 500  # and at least per step, until a first round is over
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
-_RAREST = 120.0  # seconds without a batch of one prefix, after which an experiment makes one
-_SURPRISED = 8.0  # the same, if prices have changed since the last
-_RARER = 15.0  # seconds without a mixed one, after which the next prefix begins beside a batch's last rows
+_RAREST = 120.0  # seconds without what the plan does not show, after which an experiment shows it,
+_SURPRISED = 20.0  # and if prices have changed since the last
+_RARER = 15.0  # seconds without a mixed batch, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
 _QUIET = 60.0  # seconds at most have passed without a moment in which nobody had to wait
 _BROKEN = 0.5  # of what a plan has promised: with less, what comes is counted anew, but
@@ -71,7 +71,7 @@ class Planner(Policy):
         self.plan: Plan = ARRIVAL
         self.rates: dict[str, float] = {}
         """plan → promised throughput, tok/s"""
-        self._since = 0.0  # seconds without what the plan does not show
+        self._since = 0.0  # seconds without a batch such as the plan does not make: of one prefix, or mixed
         self._changes = 0  # of the prices, when the last experiment began
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._followed = 0  # steps of it that the present plan has been followed in a row
@@ -143,8 +143,7 @@ class Planner(Policy):
         if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
         rarest = _SURPRISED if self.cost.changes > self._changes else _RAREST
-        due = self.plan.prefixes != 1 and self._since > max(rarest, experiment.lost / _BUDGET)
-        if experiment.over and due:
+        if experiment.over and self._since > max(rarest, experiment.lost / _BUDGET):
             self._worth.clear()
             self._changes = self.cost.changes
             self.experiments += 1
