@@ -155,7 +155,7 @@ class _Bench:
     learns: bool
     """whether any of the arms does"""
     bar: tqdm
-    look: Callable[[Engine], Any]
+    look: Callable[[Engine], Any] = lambda engine: None
     runs: int = 0
 
     def seed_of(self, repeat: int) -> int:

@@ -185,9 +185,15 @@ def test_a_run_that_says_too_little_is_run_again(monkeypatch, widths, limit, bac
     bar = SimpleNamespace(write=lambda text, file: None, total=1)
     bench = _Bench(SimpleNamespace(backend=backend), Effort(limit=limit), 1, False, bar)
     left = iter(widths)
-    monkeypatch.setattr(bench, "run", lambda cell, repeat: SimpleNamespace(throughput=10.0, half_width=next(left)))
+
+    def run(cell, repeat):
+        width = next(left)
+        return SimpleNamespace(throughput=10.0, half_width=width), f"seen at {width}"
+
+    monkeypatch.setattr(bench, "run", run)
     taken = bench.take(Cell("FCFS", loop=LOOP), 0)
     assert (taken.found.half_width, taken.again, bar.total) == (kept, again, 1 + again) and next(left, None) is None
+    assert taken.looked == f"seen at {kept}", "of another run than the one that is kept"
 
 
 def test_two_repeats_are_held_against_each_other():
