@@ -17,7 +17,7 @@ from feather.traffic import Traffic
 
 _PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
 _PLAYS = 2000  # work of rehearsals per second of serving
-_AT_ONCE = 500  # and at least per step, until a first round is over
+_AT_ONCE = 3000  # and at least per step, until a round after an experiment is over: until then nobody joins
 _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
