@@ -85,7 +85,8 @@ PROFILES = {
 
 TOLD = {"decode_tok_s": "decode throughput", "mean_batch": "mean batch", "groups_per_batch": "groups per batch", "like_neighbours": "like neighbours",
         "stopped_share": "stopped", "ttft_median_s": "time to first token, median", "ttft_p99_s": "time to first token, p99",
-        "decode_step_ms": "decode step", "cascade_share": "cascade steps", "queue_share": "queue share", "between_tokens_median_ms": "time between tokens, median", "between_tokens_p99_ms": "time between tokens, p99", "max_wait_s": "longest wait",
+        "decode_step_ms": "decode step", "cascade_share": "cascade steps", "queue_share": "queue share",
+        "between_tokens_median_ms": "time between tokens, median", "between_tokens_p99_ms": "time between tokens, p99", "max_wait_s": "longest wait",
         "settle_s": "settled after", "begin_s": "begin", "transient_tok_s": "throughput, transient", "prefix_hits": "prefix hits",
         "evictions": "evictions"}  # fmt: skip
 """key of a cell → metric of a run; the median over the runs"""
@@ -108,7 +109,8 @@ def told(part: Part, device: str, cell: Cell, runs: Sequence[Taken]) -> dict:
 
 def by_second(run: Run) -> list[int]:
     """Tokens that came in each whole second: where an arm that learns found its way."""
-    counts, _ = np.histogram(run.token_times, bins=max(1, int(run.seconds)), range=(0, max(1, int(run.seconds))))
+    seconds = max(1, int(run.seconds))
+    counts, _ = np.histogram(run.token_times, bins=seconds, range=(0, seconds))
     return counts.tolist()
 
 
