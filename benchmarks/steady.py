@@ -116,7 +116,8 @@ def by_second(run: Run) -> list[int]:
 
 def learned(engine: Engine) -> dict[str, float]:
     """What the planner of the run just made says of itself; nothing of another policy."""
-    queue = getattr(getattr(engine, "scheduler", None), "waiting", None)
+    scheduler = getattr(engine, "scheduler", None)
+    queue = getattr(getattr(scheduler, "real", scheduler), "waiting", None)  # a modelled engine's stands behind another
     policy = getattr(getattr(queue, "former", None), "policy", None)
     if not isinstance(policy, Planner):
         return {}

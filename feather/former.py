@@ -25,6 +25,7 @@ class Formed(NamedTuple):
     load: Load
     admitted: int
     burst: bool
+    kv_use: float
 
 
 def make_former(policy: Policy, *arguments: Any, **named: Any) -> "BatchFormer":
@@ -48,7 +49,7 @@ class BatchFormer:
         saturated_after: batches; 0: no queue is a burst.
         max_batch: requests that the engine can run at once.
         clock: gives seconds.
-        kv_use: gives the share of the KV cache in use, for a policy that looks at it.
+        kv_use: gives the share of the KV cache in use; 0 where there is no prefix cache.
         trace: where decisions are written down.
     """
 
@@ -210,7 +211,7 @@ class BatchFormer:
             self._bursts.end_queue()
         admitted, self._admitted = self._admitted, 0
         decoded = len(self._began) * self._step - self._begun
-        return Formed(contended, self.tree.load()._replace(decoded=decoded), admitted, contended and self.burst)
+        return Formed(contended, self.tree.load()._replace(decoded=decoded), admitted, contended and self.burst, self.kv_use())
 
     def ran(self, formed: Formed, tokens: int, seconds: float, prefill_tokens: int) -> None:
         """The step has produced so many output tokens in so many seconds, and computed so many prompt tokens."""

@@ -6,11 +6,13 @@ that cost what has been learned. It starts with an empty batch, and whoever fini
 
 from collections import deque
 from heapq import heappop, heappush
+from math import inf
 from random import Random
 from typing import NamedTuple
 
 from feather.cost import Load, StepCost
 from feather.plans import ARRIVAL, Plan, may_join, next_of, patience
+from feather.prefix_cache import PrefixCache
 
 _LEAST = 600  # requests that are measured, or as many as are in the system
 _ALONE = -1  # prefix of a request that shares none
@@ -36,11 +38,15 @@ class Scene(NamedTuple):
     length: float
     """chunks of a request"""
     prompt_tokens: float
-    """computed for a new request"""
+    """computed for a new request whose prefix is in the prefix cache"""
     fair_wait: float
     """seconds that requests wait in order of arrival"""
     max_wait: float
     """seconds beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
+    capacity: float = inf
+    """chunks that the KV cache holds"""
+    chunk_size: int = 1
+    """tokens"""
 
 
 class Rehearsal:
@@ -57,6 +63,20 @@ class Rehearsal:
         self._rows: list[tuple[int, int, int]] = []  # (step of its end, prefix, step of its beginning)
         self._decoded = 0  # tokens, by the rows together
         self._distinct = self._squares = self._singles = 0  # of the batch: prefixes that several may share, sum of their rows², rows alone
+        self._cache = PrefixCache(scene.capacity)
+        self._branch, self._own = scene.depth - scene.common, scene.length - scene.depth  # chunks: of a prefix, of a request
+        # A request's own with the part of a chunk that the tree leaves out.
+        self._kept = max(self._own, min(self._own + 1, scene.prompt_tokens / scene.chunk_size))
+        # At first the cache holds what is left if one prefix after the other has been served, the largest first: then twice as many wait as do on average.
+        for prefix in reversed(range(len(scene.shares))):
+            decoded = sum(scene.lifetimes[prefix]) / len(scene.lifetimes[prefix]) / scene.chunk_size
+            self._cache.begin(prefix, self._branch)
+            self._cache.leave(prefix, self._branch)
+            left = 2 * scene.requests * scene.shares[prefix] * (self._kept + decoded)
+            self._cache.take(left)
+            self._cache.drop(left)
+        evicts = self._cache.evicts
+        self._again = 0.0  # chunks computed once more in this step
         self._came = 0
         self._now = 0.0
         self._step = 0
@@ -65,7 +85,8 @@ class Rehearsal:
         self._entering = _ALONE  # prefix that was let in last in this step
         self._tokens = 0.0
         self._measured_from = (0.0, 0.0)  # tokens and seconds
-        self._settled = max(scene.requests, _LEAST // 2)
+        # What is evicted depends on who was served before, and that on who has waited for too long: it takes longer to settle.
+        self._settled = max(scene.requests, _LEAST // 2) * (2 if evicts else 1)
         self._end = self._settled + max(scene.requests, _LEAST)
         self._waits: list[tuple[int, float]] = []  # (prefix, seconds)
         self._times: dict[int, float] = {}
@@ -113,15 +134,18 @@ class Rehearsal:
         steps = max(1, self._rows[0][0] - self._step)
         load = self._load(rows)._replace(decoded=self._decoded + rows * (steps - 1) / 2)
         seconds = self._cost.seconds(load)
-        first = self._cost.seconds(load, admitted * self.scene.prompt_tokens) if admitted else seconds
+        prompt_tokens = admitted * self.scene.prompt_tokens + self._again * self.scene.chunk_size
+        first = self._cost.seconds(load, prompt_tokens) if admitted else seconds
+        self._again = 0.0
         self._now += first + (steps - 1) * seconds
         self._tokens += steps * rows
+        self._cache.take(steps * rows / self.scene.chunk_size)
         self._decoded += steps * rows
         self._step += steps
         while self._rows and self._rows[0][0] <= self._step:
             _, prefix, began = heappop(self._rows)
             self._decoded -= self._step - began
-            self._leave(prefix)
+            self._leave(prefix, self._step - began)
             self._arrive()
         return admitted
 
@@ -131,13 +155,17 @@ class Rehearsal:
         gone = self._patience() if self.plan != ARRIVAL else 0.0
         while len(self._rows) < room and (self._alone or any(self._queues)):
             prefix = next_of(self.plan, self, gone)
-            if prefix is None:
+            if prefix is None or not self._fits(prefix):
                 break
             self._entering = prefix
             self._admit(prefix)
             if gone > 0.5:
                 gone = self._patience()
         return len(self._rows) - before
+
+    def _fits(self, prefix: int) -> bool:
+        begins = prefix == _ALONE or not self._active[prefix]
+        return not self._rows or self._kept + self._branch * begins <= self._cache.free
 
     def _patience(self) -> float:
         if not (self._alone or any(self._queues)):
@@ -205,21 +233,29 @@ class Rehearsal:
             self._waits.append((prefix, waited))
         lifetimes = self.scene.others if prefix == _ALONE else self.scene.lifetimes[prefix]
         heappush(self._rows, (self._step + lifetimes[int(self._random.random() * len(lifetimes))], prefix, self._step))
+        self._cache.take(self._kept)
         if prefix == _ALONE:
             self._singles += 1
+            self._cache.take(self._branch)
         else:
+            if not self._active[prefix]:
+                self._again += self._cache.begin(prefix, self._branch)
             self._squares += 2 * self._active[prefix] + 1
             self._distinct += not self._active[prefix]
             self._active[prefix] += 1
 
-    def _leave(self, prefix: int) -> None:
+    def _leave(self, prefix: int, decoded: int) -> None:
         self._finished += 1
+        self._cache.drop(self._kept + decoded / self.scene.chunk_size)
         if self._finished == self._settled:
             self._measured_from = (self._tokens, self._now)
         if prefix == _ALONE:
             self._singles -= 1
+            self._cache.drop(self._branch)
         else:
             self._active[prefix] -= 1
+            if not self._active[prefix]:
+                self._cache.leave(prefix, self._branch)
             self._squares -= 2 * self._active[prefix] + 1
             self._distinct -= not self._active[prefix]
 
@@ -238,6 +274,6 @@ class Rehearsal:
 
     def _make(self, rows: int, prefixes: int, squares: int) -> Load:
         common, depth, length = self.scene[5:8]
-        own, branch = length - depth, depth - common
+        own, branch = self._own, self._branch
         tip = length if rows == 1 else depth if prefixes == 1 else common
         return Load(rows, rows * length, common + branch * prefixes + own * rows, common * rows * rows + branch * squares + own * rows, tip)

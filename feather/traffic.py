@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from feather.cht import ChunkedHashTree
+from feather.cost import Load
 from feather.rehearsal import Scene
 
 _PREFIXES = 64  # told apart in a scene; rarer ones count as shared with nobody
@@ -15,13 +16,19 @@ _HORIZON = 30.0  # seconds of serving, after which an arrival has faded to 1/e i
 _ADMITTED = 100  # requests, over which their prompts are averaged, or up to twice as many
 _LOOK = 64  # arrivals, after which it is looked at anew whether they vary
 _LAST = 64  # arrivals that a recount goes by
+_SHOWS = 0.05  # share of the KV cache in use, from which on it shows how much that holds
 _LATEST = 400  # arrivals, or four queues' worth, over which prefixes are counted
 
 
 class Traffic:
-    """Counts of what has come of late, and the ``Scene`` that they make."""
+    """Counts of what has come of late, and the ``Scene`` that they make.
 
-    def __init__(self) -> None:
+    Args:
+        chunk_size: tokens of a chunk of the tree.
+    """
+
+    def __init__(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
         self.common = 0.0
         """mean depth that all prefixes have in common, chunks"""
         self._arrivals: dict[Hashable, float] = {}  # by prefix, faded
@@ -30,8 +37,11 @@ class Traffic:
         self._depth = self._length = 0.0  # means: of a prefix, of a path
         self._prefix_of: dict[Hashable, Hashable] = {}  # of the requests that wait or run
         self._lifetimes: dict[Hashable, deque[int]] = {}  # by prefix: steps that its latest requests ran for
-        self._latest: deque[int] = deque(maxlen=128)  # the same of any prefix
+        self._latest: deque[int] = deque()  # the same of any prefix
+        self._batches = 0  # requests of one prefix in two of its batches: those that end last in each are the longest
         self._prompt_tokens = self._admitted = 0.0  # computed, and requests that they were computed for
+        self._apart = False  # whether the two leave out prefixes that were computed again
+        self._capacity, self._fullest = math.inf, _SHOWS  # chunks that the KV cache holds, and its share in use that this is known from
         self._recent = self._seconds = 0.0  # arrivals and seconds of serving, faded
         self._seen = 0  # arrivals in all
         self.varied = False
@@ -74,9 +84,9 @@ class Traffic:
     def finished(self, request_id: Hashable, steps: int) -> None:
         mark = self._prefix_of.pop(request_id, None)
         if steps > 0:
-            self._latest.append(steps)
+            _append(self._latest, steps, max(128, self._batches))
         if steps > 0 and mark in self._arrivals:
-            self._lifetimes.setdefault(mark, deque(maxlen=32)).append(steps)
+            _append(self._lifetimes.setdefault(mark, deque()), steps, max(32, self._batches))
 
     def recount(self) -> None:
         """Take the last few for all that has come."""
@@ -89,11 +99,25 @@ class Traffic:
         self._recent, self._seconds = keep * self._recent, keep * self._seconds + seconds
 
     def admitted(self, count: int, prefill_tokens: int) -> None:
-        """So many requests began in a step that computed so many prompt tokens, some of which may be of requests that began before."""
+        """So many requests began in a step that computed so many prompt tokens, some of which may be of requests that began before. Where prefixes are
+        long and may be evicted, only those steps count in which it would show that one was computed again: what that costs, a rehearsal finds itself."""
+        own, branch = 2 * (self._length - self._depth) + 1, self._depth - self.common
+        if self._capacity < math.inf and own <= branch / 2:
+            if 0 < count * own <= branch / 2 and prefill_tokens <= count * own * self.chunk_size:
+                if not self._apart:
+                    self._prompt_tokens, self._admitted, self._apart = 0.0, 0.0, True
+            elif self._apart:
+                return
         self._prompt_tokens += prefill_tokens
         self._admitted += count
         if self._admitted > 2 * _ADMITTED:
             self._prompt_tokens, self._admitted = self._prompt_tokens / 2, self._admitted / 2
+
+    def holds(self, load: Load, kv_use: float) -> None:
+        """A batch takes this share of the KV cache. The fuller that is, the less do parts of chunks matter, which the tree leaves out."""
+        if kv_use > self._fullest:
+            tokens = load.decoded + load.rows * min(self._per_request, self.chunk_size)
+            self._capacity, self._fullest = (load.distinct + tokens / self.chunk_size) / kv_use, kv_use
 
     def scene(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> Scene:
         """As it is now; whoever plays order of arrival through finds its ``fair_wait``."""
@@ -103,9 +127,10 @@ class Traffic:
         others = tuple(self._latest) or _UNKNOWN
         lifetimes = tuple(tuple(self._lifetimes.get(mark, ())) or others for mark in often)
         requests = len(tree.active) + len(tree.waiting)
+        self._batches = 4 * requests // max(4, len(shares))
         return Scene(
             int(min(max_batch, requests)), requests, shares, lifetimes, others,
-            min(self.common, self._depth), self._depth, self._length, self._per_request, float("inf"), max_wait,
+            min(self.common, self._depth), self._depth, self._length, self._per_request, math.inf, max_wait, self._capacity, self.chunk_size,
         )  # fmt: skip
 
     @property
@@ -124,3 +149,9 @@ class Traffic:
             raise ValueError("its requests ran for less than a step, or had fewer than no prompt tokens")
         self._latest.extend(lifetimes)
         self._prompt_tokens, self._admitted = _ADMITTED * prompt_tokens, float(_ADMITTED)
+
+
+def _append(latest: deque[int], one: int, most: int) -> None:
+    latest.append(one)
+    while len(latest) > most:
+        latest.popleft()

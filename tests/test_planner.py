@@ -38,6 +38,15 @@ def test_under_cascade_it_is_at_the_best_within_thirty_seconds():
     assert run(law, load, Planner, seconds=60).throughput > 0.95 * best
 
 
+@pytest.mark.parametrize("law", ["cascade", "GPU, paged"])
+def test_what_evictions_cost_is_foretold(law):
+    """24 prefixes, and room for 16: order of arrival computes most of them again."""
+    found, first = (run_(LAWS[law], LOADS["more than fit"]) for run_ in (lambda *what: run(*what, Planner), fcfs))
+    best = max(run(LAWS[law], LOADS["more than fit"], make).throughput for make in DISCIPLINES.values())
+    assert found.throughput > 0.93 * best > 2 * first.throughput
+    assert found.agent.rates[ARRIVAL.name] == pytest.approx(first.throughput, rel=0.25)
+
+
 @pytest.mark.parametrize("load", ["nothing shared", "one group"])
 def test_where_nothing_is_to_be_won_it_costs_next_to_nothing(load):
     first = fcfs(LAWS["GPU, paged"], LOADS[load], seconds=60)
@@ -144,7 +153,7 @@ def test_requests_that_come_more_slowly_than_arrival_serves_them_are_not_overtak
 
 
 def test_what_is_offered_is_counted_in_tokens_a_second():
-    tree, traffic = ChunkedHashTree(), Traffic()
+    tree, traffic = ChunkedHashTree(), Traffic(16)
     assert traffic.offered == 0
     for number in range(20):
         tree.insert(Request(number, "ab"))
@@ -315,13 +324,13 @@ def test_idle_steps_are_no_steps_without_a_result():
 
 
 def test_prompts_that_are_computed_in_parts_count_whole():
-    traffic = Traffic()
+    traffic = Traffic(16)
     for _ in range(300):
         traffic.admitted(1, 2048)
         for _ in range(3):
             traffic.admitted(0, 2048)
     assert traffic.learned()["prompt_tokens"] == pytest.approx(8192, rel=0.01)
-    other = Traffic()
+    other = Traffic(16)
     other.restore({"lifetimes": [], "prompt_tokens": 8192})
     assert other.learned()["prompt_tokens"] == 8192
 
@@ -343,6 +352,17 @@ def test_a_stranger_does_not_join_a_batch_of_one_prefix_for_want_of_others():
         assert planner.choose(tree, 12, 0.0, False) is None, plan.name
 
 
+def test_prefixes_that_are_computed_again_are_no_request_s_own():
+    tree, traffic = ChunkedHashTree(), Traffic(16)
+    for number in range(10):
+        tree.insert(Request(number, list(range(40))))
+        traffic.arrived(tree, number)
+    traffic.holds(Load(1, 40, 40, 40, 40), 0.1)
+    for tokens in (12, 652, 12, 332, 12):
+        traffic.admitted(1, tokens)
+    assert traffic.learned()["prompt_tokens"] == 12
+
+
 def test_a_promise_is_held_against_the_plan_only_once_that_has_been_followed():
     planner, tree = Planner(), ChunkedHashTree()
     planner.plan = next(plan for plan in PLANS if plan.prefixes == 1)
@@ -360,7 +380,7 @@ def test_a_promise_is_held_against_the_plan_only_once_that_has_been_followed():
 
 
 def test_a_recount_knows_prefixes_by_their_second_request():
-    traffic, tree = Traffic(), ChunkedHashTree()
+    traffic, tree = Traffic(16), ChunkedHashTree()
     for number in range(128):
         tree.insert(Request(number, [number % 40, number]))
         traffic.arrived(tree, number)

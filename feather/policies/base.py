@@ -27,6 +27,8 @@ class Step(NamedTuple):
     """requests that were admitted in it"""
     burst: bool = False
     """whether the queue is taken for a burst: then tail latency matters, and throughput does not"""
+    kv_use: float = 0.0
+    """share of the KV cache in use when the step was scheduled; 0 where there is no prefix cache, or nobody tells"""
 
 
 class CommonOptions(Protocol):

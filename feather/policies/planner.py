@@ -61,10 +61,10 @@ class Planner(Policy):
     kind = "feather planner"
     settings = PlannerSettings
 
-    def __init__(self, settings: PlannerSettings | None = None) -> None:
+    def __init__(self, settings: PlannerSettings | None = None, chunk_size: int = 512) -> None:
         self.wanted = settings or PlannerSettings()
         self.cost = StepCost()
-        self.traffic = Traffic()
+        self.traffic = Traffic(chunk_size)
         self.experiment = Experiment()
         self.experiments = 0
         """begun since the first"""
@@ -95,7 +95,7 @@ class Planner(Policy):
 
     @classmethod
     def make(cls, settings: PlannerSettings, common: CommonOptions) -> "Planner":
-        return cls(settings)
+        return cls(settings, common.chunk_size)
 
     @property
     def fills(self) -> bool:  # type: ignore[override]
@@ -230,6 +230,8 @@ class Planner(Policy):
         self._rested += step.seconds
         self._owed += step.seconds * _PLAYS
         self.traffic.admitted(step.admitted, step.prefill_tokens)
+        if not step.prefill_tokens:
+            self.traffic.holds(step.load, step.kv_use)
         if not step.contended:
             self._followed = 0
             return
@@ -252,7 +254,7 @@ class Planner(Policy):
         stage = int(learned["stage"])
         if stage not in range(OVER + 1):
             raise ValueError(f"its stage {stage} is not one of 0 to {OVER}")
-        traffic = Traffic()
+        traffic = Traffic(self.traffic.chunk_size)
         traffic.restore(learned)
         self.cost.restore(learned["cost"])
         self.traffic, self.experiment.stage = traffic, stage

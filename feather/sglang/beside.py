@@ -44,7 +44,7 @@ class Beside:
         former = options.make_former(
             max_batch=scheduler.max_running_requests,
             clock=lambda: self.now(),
-            kv_use=lambda: 1 - (pool.available_size() + cache.evictable_size()) / pool.size,
+            kv_use=lambda: 0.0 if cache.disable else 1 - (pool.available_size() + cache.evictable_size()) / pool.size,
         )
         sign = (1 if scheduler.schedule_low_priority_values_first else -1) if scheduler.enable_priority_scheduling else None
         self.policy = FeatherSchedulePolicy(former, options.chunk_size, self.running, sign, options.decision_budget)

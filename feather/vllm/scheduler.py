@@ -65,7 +65,7 @@ class FeatherScheduler(AsyncScheduler):
         former = options.make_former(
             max_batch=self.max_num_running_reqs,
             clock=lambda: self.clock(),
-            kv_use=lambda: self.kv_cache_manager.usage,
+            kv_use=lambda: self.kv_cache_manager.usage if self.kv_cache_manager.enable_caching else 0.0,
         )
         by_priority = self.policy is SchedulingPolicy.PRIORITY
         return FeatherQueue(former, path_of, lambda: self.running, by_priority, options.decision_budget)

@@ -7,23 +7,26 @@ drawn ones are anybody's guess, and no rule was tuned on them.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from feather.cht import ChunkedHashTree
 from feather.former import make_former
+from feather.options import Options
 from feather.policies import Policy
 from feather.request import Request
 
 DEPTH = 16  # chunks of a group's prefix
+CHUNK = Options.chunk_size  # tokens
 
 
 @dataclass(frozen=True)
 class Law:
     """Milliseconds: per step, per row; per prefix of ``DEPTH`` chunks: read by every row, read once for all, loaded again (rows in their places),
     and what all rows together save where they share it, per row but the first. ``new``: per request admitted; ``prefill``: per step with one;
-    ``mixed``: share by which reading keys and values takes longer in such a step."""
+    ``mixed``: share by which reading keys and values takes longer in such a step; ``again``: per chunk of a prefix that is computed again."""
 
     step: float
     row: float
@@ -34,11 +37,12 @@ class Law:
     new: float = 2.0
     prefill: float = 0.0
     mixed: float = 0.0
+    again: float = 25.0
 
-    def seconds(self, rows: float, chunks: float, distinct: float, loads: float, tip: float, new: int = 0) -> float:
+    def seconds(self, rows: float, chunks: float, distinct: float, loads: float, tip: float, new: int = 0, again: int = 0) -> float:
         kv = self.chunk * chunks + self.distinct * distinct + self.reload * (loads - distinct) - self.tip * max(0, rows - 1) * tip
         kv *= 1 + self.mixed * (new > 0)
-        return 1e-3 * (self.step + self.row * rows + kv / DEPTH + self.new * new + self.prefill * (new > 0))
+        return 1e-3 * (self.step + self.row * rows + kv / DEPTH + self.new * new + self.prefill * (new > 0) + self.again * again)
 
 
 LAWS = {
@@ -81,6 +85,8 @@ class Load:
     """chunks at the top of the prefixes that all groups have in common"""
     decode: tuple[int, int] = (16, 48)
     rate: float = 0.0
+    room: float = inf
+    """prefixes that the KV cache holds; the least recently used goes first"""
     first_group: int = 0
     """number of the first: other numbers, other prefixes"""
     longer: tuple[int, ...] = ()
@@ -101,6 +107,7 @@ LOADS = {
     "batch of 256": Load(groups=16, batch=256, clients=512),
     "batch of 512": Load(groups=16, batch=512, clients=1024, decode=(64, 192)),
     "many clients": Load(clients=256),
+    "more than fit": Load(groups=24, batch=64, clients=192, room=16),
 }
 
 
@@ -142,7 +149,7 @@ class Play:
                  order: str = "cost", noise: float = 0.03, max_wait: float = 10.0, saturated_after: float = 8.0, sorted_rows: bool = False):  # fmt: skip
         self.now, self.law, self.load, self.noise, self.sorted_rows = 0.0, law, load, noise, sorted_rows
         self.batch = _at(load, 0.0).batch
-        self.former = make_former(make(), order, max_wait, saturated_after, self.batch, clock=lambda: self.now)
+        self.former = make_former(make(), order, max_wait, saturated_after, self.batch, clock=lambda: self.now, kv_use=self._kv_use)
         self.log: list[tuple[float, float, int, int]] = []
         """of each step: its end, its seconds, rows, groups"""
         self.came: dict[int, float] = {}
@@ -151,6 +158,8 @@ class Play:
         self.group_of: dict[int, int] = {}
         self._left: dict[int, int] = {}
         self._slots: list[int | None] = [None] * self.batch
+        self._cached: dict[int, None] = {}
+        """groups whose prefixes the cache holds, the least recently used first"""
         self._rng = np.random.default_rng(seed)
         self._next = 0.0
 
@@ -189,21 +198,22 @@ class Play:
 
     def _step(self) -> None:
         self.former.new_step()
-        admitted = 0
+        admitted = again = 0
         while len(self.former.running) < self.batch:
             chosen = self.former.next()
             if chosen is None and not self.former.running:
                 chosen = self.former.oldest()
-            if chosen is None:
+            if chosen is None or not self._fits(self.group_of[chosen]):
                 break
+            again += self._use(self.group_of[chosen])
             self.former.add_to_batch(chosen)
             self._slots[self._slots.index(None)] = chosen
             admitted += 1
         rows = self._rows()
-        elapsed = _at(self.law, self.now).seconds(*self._held(rows), admitted) * float(np.exp(self.noise * self._rng.normal()))
+        elapsed = _at(self.law, self.now).seconds(*self._held(rows), admitted, again) * float(np.exp(self.noise * self._rng.normal()))
         formed = self.former.formed()
         self.now += elapsed
-        self.former.ran(formed, len(rows), elapsed, 20 * admitted)
+        self.former.ran(formed, len(rows), elapsed, 20 * admitted + CHUNK * again)
         self.log.append((self.now, elapsed, len(rows), len({self.group_of[row] for row in rows})))
         for row in rows:
             self.first.setdefault(row, self.now)
@@ -211,6 +221,26 @@ class Play:
             if not self._left[row]:
                 self.former.finish(row)
                 self._slots[self._slots.index(row)] = None
+
+    def _kv_use(self) -> float:
+        return len({self.group_of[row] for row in self.former.running}) / _at(self.load, self.now).room
+
+    def _fits(self, group: int) -> bool:
+        groups = {self.group_of[row] for row in self.former.running}
+        return group in groups or len(groups) < _at(self.load, self.now).room
+
+    def _use(self, group: int) -> int:
+        """Somebody of this group is admitted. Returns how many chunks of its prefix have to be computed again."""
+        load = _at(self.load, self.now)
+        if load.room == inf:
+            return 0
+        found = group in self._cached
+        self._cached.pop(group, None)
+        self._cached[group] = None
+        running = {self.group_of[row] for row in self.former.running}
+        while len(self._cached) > load.room:
+            del self._cached[next(each for each in self._cached if each not in running and each != group)]
+        return 0 if found else DEPTH - load.nested
 
     def _rows(self) -> list[int]:
         """The engine moves its last row into a hole."""
