@@ -116,7 +116,7 @@ class Traffic:
     def holds(self, load: Load, kv_use: float) -> None:
         """A batch takes this share of the KV cache. The fuller that is, the less do parts of chunks matter, which the tree leaves out."""
         if kv_use > self._fullest:
-            tokens = load.decoded + load.rows * min(self._per_request, self.chunk_size)
+            tokens = load.decoded + (load.rows * min(self._per_request, self.chunk_size) if self._apart else 0)
             self._capacity, self._fullest = (load.distinct + tokens / self.chunk_size) / kv_use, kv_use
 
     def scene(self, tree: ChunkedHashTree, max_batch: float, max_wait: float) -> Scene:
