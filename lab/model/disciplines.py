@@ -222,12 +222,16 @@ class Play:
                 self.former.finish(row)
                 self._slots[self._slots.index(row)] = None
 
+    def _running(self) -> set[int]:
+        """Groups of the batch."""
+        return {self.group_of[row] for row in self.former.running}
+
     def _kv_use(self) -> float:
-        return len({self.group_of[row] for row in self.former.running}) / _at(self.load, self.now).room
+        return len(self._running()) / _at(self.load, self.now).room
 
     def _fits(self, group: int) -> bool:
-        groups = {self.group_of[row] for row in self.former.running}
-        return group in groups or len(groups) < _at(self.load, self.now).room
+        running = self._running()
+        return group in running or len(running) < _at(self.load, self.now).room
 
     def _use(self, group: int) -> int:
         """Somebody of this group is admitted. Returns how many chunks of its prefix have to be computed again."""
@@ -237,7 +241,7 @@ class Play:
         found = group in self._cached
         self._cached.pop(group, None)
         self._cached[group] = None
-        running = {self.group_of[row] for row in self.former.running}
+        running = self._running()
         while len(self._cached) > load.room:
             del self._cached[next(each for each in self._cached if each not in running and each != group)]
         return 0 if found else DEPTH - load.nested
