@@ -33,6 +33,7 @@ GPU = ("GPU, paged", "GPU, cascade", "GPU, packed")
 DEVICES = (*GPU, "H100, paged", "H100, cascade")
 CHANGES: dict[str, tuple[tuple[str, str], tuple[Load, Load]]] = {
     "groups, 8 to 2": (("cascade", "cascade"), (Load(), Load(groups=2, first_group=100))),
+    "groups, 64 to 2": (("cascade", "cascade"), (LOADS["64 groups"], Load(groups=2, clients=96, first_group=100))),
     "groups, 2 to 8": (("cascade", "cascade"), (Load(groups=2), Load(first_group=100))),
     "kernel, paged to cascade": (("paged", "cascade"), (Load(), Load())),
     "GPU, paged to cascade": (("GPU, paged", "GPU, cascade"), (Load(), Load())),
@@ -40,6 +41,7 @@ CHANGES: dict[str, tuple[tuple[str, str], tuple[Load, Load]]] = {
     "lengths, 16-48 to 64-192": (("cascade", "cascade"), (Load(), Load(decode=(64, 192)))),
     "shared to nothing shared": (("cascade", "cascade"), (Load(), Load(groups=0))),
     "GPU, groups 8 to 64": (("GPU, cascade", "GPU, cascade"), (Load(), Load(groups=64, first_group=100))),
+    "GPU, groups 64 to 2": (("GPU, cascade", "GPU, cascade"), (LOADS["64 groups"], Load(groups=2, clients=96, first_group=100))),
 }
 
 

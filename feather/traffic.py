@@ -16,6 +16,8 @@ _HORIZON = 30.0  # seconds of serving, after which an arrival has faded to 1/e i
 _ADMITTED = 100  # requests, over which their prompts are averaged, or up to twice as many
 _LOOK = 64  # arrivals, after which it is looked at anew whether they vary
 _LAST = 64  # arrivals that a recount goes by
+_MISSES = 0.1  # share of the arrivals, more than is expected to be missing there, from which on all is counted anew
+_SURPRISES = 4.0  # and standard deviations
 _SHOWS = 0.05  # share of the KV cache in use, from which on it shows how much that holds
 _LATEST = 400  # arrivals, or four queues' worth, over which prefixes are counted
 
@@ -44,6 +46,8 @@ class Traffic:
         self._capacity, self._fullest = math.inf, _SHOWS  # chunks that the KV cache holds, and its share in use that this is known from
         self._recent = self._seconds = 0.0  # arrivals and seconds of serving, faded
         self._seen = 0  # arrivals in all
+        self.recounts = 0
+        """how often what has come was counted anew"""
         self.varied = False
         """whether several prefixes come, each again and again: otherwise all ways to form batches are one"""
 
@@ -76,6 +80,8 @@ class Traffic:
             self._arrivals = {mark: count / 2 for mark, count in self._arrivals.items() if count > 0.5}
             self._lifetimes = {mark: each for mark, each in self._lifetimes.items() if mark in self._arrivals}
         if self._seen <= _LOOK or self._seen % _LOOK == 0:
+            if self._outdated():
+                self.recount(tree)
             self.varied = self._varies()
         step = 1 / min(100, self._came)
         self._depth += step * (branch.depth - self._depth)
@@ -88,10 +94,23 @@ class Traffic:
         if steps > 0 and mark in self._arrivals:
             _append(self._lifetimes.setdefault(mark, deque()), steps, max(32, self._batches))
 
-    def recount(self) -> None:
-        """Take the last few for all that has come."""
-        self._arrivals = {mark: float(count + shared) for (mark, shared), count in Counter(self._last).items()}
-        self._came = float(len(self._last))
+    def _outdated(self) -> bool:
+        """Whether far more is missing among the last few than rare prefixes explain."""
+        latest, surplus, variance = {mark for mark, _ in self._last}, 0.0, 0.0
+        for mark, count in self._arrivals.items():
+            share = count / self._came if count >= 2 else 0.0
+            missing = (1 - share) ** len(self._last)  # with this probability
+            surplus += share * ((mark not in latest) - missing)
+            variance += share**2 * missing * (1 - missing)
+        return surplus > max(_MISSES, _SURPRISES * math.sqrt(variance))
+
+    def recount(self, tree: ChunkedHashTree) -> None:
+        """Take the last few, and those that wait, for all that has come: who asks next once somebody is served may send many of one prefix in a row."""
+        waiting = ((mark := tree.mark_of(request_id), mark != request_id) for request_id in tree.waiting)
+        counts = Counter((*self._last, *waiting))
+        self._arrivals = {mark: float(count + shared) for (mark, shared), count in counts.items()}
+        self._came = float(counts.total())
+        self.recounts += 1
 
     def passed(self, seconds: float) -> None:
         """So many seconds of serving have passed."""

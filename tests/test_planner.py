@@ -1,7 +1,9 @@
 """The planner on the toy engine and on laws of step time: what it must find, and where it must do no harm."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from toy import all_or_nothing, by_rows, closed_loop
 
@@ -368,7 +370,7 @@ def test_a_promise_is_held_against_the_plan_only_once_that_has_been_followed():
     planner.plan = next(plan for plan in PLANS if plan.prefixes == 1)
     planner.rates, planner._usual = {planner.plan.name: 1000.0}, 100.0
     counted = []
-    planner.traffic.recount = lambda: counted.append(planner._followed)
+    planner.traffic.recount = lambda tree: counted.append(planner._followed)
     slow = Step(tokens=10, seconds=0.1, load=Load(1, 1, 1, 1, 1))
     for _ in range(200):
         planner._begin_round(tree, 32, 10.0)
@@ -384,8 +386,53 @@ def test_a_recount_knows_prefixes_by_their_second_request():
     for number in range(128):
         tree.insert(Request(number, [number % 40, number]))
         traffic.arrived(tree, number)
-    traffic.recount()
+    for number in range(128):
+        tree.remove(number)
+    traffic.recount(tree)
     assert len(traffic.scene(tree, 32, 10.0).shares) == 40
+
+
+def shares_after(traffic: Traffic, tree: ChunkedHashTree, prefixes: Iterable[int], waits: int) -> tuple[float, ...]:
+    """The largest first. ``waits``: requests that wait at once at most; the oldest goes first."""
+    for prefix in prefixes:
+        number = traffic._seen
+        tree.insert(Request(number, [prefix, (prefix, number)]))
+        traffic.arrived(tree, number)
+        if len(tree.waiting) > waits:
+            tree.remove(tree.oldest())
+    return traffic.scene(tree, 32, 10.0).shares
+
+
+def test_prefixes_that_no_longer_come_are_forgotten_within_two_looks():
+    rng = np.random.default_rng(1)
+    traffic, tree = Traffic(16), ChunkedHashTree()
+    assert len(shares_after(traffic, tree, rng.integers(0, 32, 2000).tolist(), waits=30)) > 30
+    shares = shares_after(traffic, tree, rng.integers(100, 102, 128).tolist(), waits=30)
+    assert min(shares[:2]) > 0.4 and traffic.recounts >= 1
+
+
+def test_what_is_merely_rare_is_not_forgotten():
+    rng = np.random.default_rng(2)
+    for shares in (np.full(64, 1 / 64), np.arange(1, 21.0) ** -1.2):
+        traffic, tree = Traffic(16), ChunkedHashTree()
+        shares_after(traffic, tree, rng.choice(len(shares), 10_000, p=shares / shares.sum()).tolist(), waits=60)
+        assert traffic.recounts == 0
+
+
+def test_many_of_one_prefix_in_a_row_do_not_hide_those_that_wait():
+    """Clients that keep to their prefix: once a batch of it has been served, all of them ask again."""
+    traffic, tree = Traffic(16), ChunkedHashTree()
+    for number in range(800):
+        tree.insert(Request(number, [number % 8, number]))
+        traffic.arrived(tree, number)
+    for batch in range(16):
+        for request_id in [each for each in tree.waiting if tree.mark_of(each) == batch % 8]:
+            tree.remove(request_id)
+        for number in range(800 + 100 * batch, 900 + 100 * batch):
+            tree.insert(Request(number, [batch % 8, number]))
+            traffic.arrived(tree, number)
+        shares = traffic.scene(tree, 32, 10.0).shares
+        assert len(shares) == 8 and max(shares) < 0.3
 
 
 def test_prompts_in_many_parts_do_not_end_an_experiment():

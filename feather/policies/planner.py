@@ -73,6 +73,7 @@ class Planner(Policy):
         """plan → promised throughput, tok/s"""
         self._since = 0.0  # seconds without a batch such as the plan does not make: of one prefix, or mixed
         self._changes = 0  # of the prices, when the last experiment began
+        self._recounts = 0  # when the present round began
         self._usual = 0.0  # throughput outside of experiments, tok/s
         self._followed = 0  # steps of it that the present plan has been followed in a row
         self._rehearsal: Rehearsal | None = None  # that is being played
@@ -158,7 +159,9 @@ class Planner(Policy):
         if self.traffic.knows_lifetimes and not self._known:
             self._worth.clear()
         if self.plan.prefixes and self._followed > _TELLS and self._usual < _BROKEN * self.rates.get(self.plan.name, 0.0):
-            self.traffic.recount()
+            self.traffic.recount(tree)
+        if self.traffic.recounts > self._recounts:
+            self._recounts = self.traffic.recounts
             self._worth.clear()
         self._known = self.traffic.knows_lifetimes
         scene = self.traffic.scene(tree, max_batch, max_wait)
