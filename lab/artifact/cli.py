@@ -7,6 +7,7 @@ Imports only the standard library until the command line has been checked, so th
 import argparse
 import os
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         print(f"{name}: already ran with these parameters and this code", flush=True)
 
     failed: list[Outcome] = []
+    began = time.monotonic()
     interrupted, unwritable, killed = False, "", ""
     try:
         for outcome in run_notebooks(todo, out, device, plan.lanes(backend)):
@@ -117,7 +119,7 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
         killed = "the process of a notebook was killed, perhaps for want of memory: what had finished is kept, and the same command with --resume goes on"
 
     try:
-        write_report(out, backend)
+        write_report(out, backend, {"notebooks": len(todo), "seconds": round(time.monotonic() - began)})
         print_claims(out)
     except OSError as error:
         unwritable = unwritable or str(error)

@@ -18,10 +18,10 @@ from lab.files import replace
 from lab.studies.study import COLUMNS, DPI, read
 
 
-def write_report(out: Path, backend: str) -> None:
+def write_report(out: Path, backend: str, last: dict | None = None) -> None:
     """Write results.csv, claims.csv, run.json (what ran, where, for how long), figures/claims.png and .pdf, and report.html from
     ``out/results``, ``out/state`` and the runs recorded on other devices; each appears whole or not at all. A notebook that left
-    no whole record, since it was killed, say, is left out."""
+    no whole record, since it was killed, say, is left out. ``last``: what run.json tells of the command that ends with this."""
     states, stories, tables = {}, {}, []
     for path in sorted((out / "state").glob("*.json")):
         states[path.stem] = json.loads(path.read_text(encoding="utf-8"))
@@ -40,6 +40,7 @@ def write_report(out: Path, backend: str) -> None:
         "backend": backend,
         "device": machine.device(backend),
         "seconds": {name: round(state["seconds"]) for name, state in states.items()},
+        **({"last_command": last} if last else {}),
         "machine": machine.describe(),
     }
     replace(out / "results.csv", results.to_csv(index=False))

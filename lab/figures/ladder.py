@@ -10,7 +10,8 @@ from matplotlib.ticker import NullLocator
 from lab.figures.charts import of_metric
 
 PANELS = {"throughput": "throughput, tok/s", "time to first token, p99": "p99 time to first token, s"}
-_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10)  # of an axis of ratios
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10)  # of an axis of ratios,
+_FEW_TICKS = (0.1, 0.3, 1, 3, 10, 30)  # and of a long one
 
 
 def ladder(table: pd.DataFrame, rungs: Sequence[str]):
@@ -54,7 +55,7 @@ def effects(table: pd.DataFrame):
                 axes.plot(row.value, height, "o", color=colours[row.kernel], label=label)
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        axes.set_xticks([tick for tick in _TICKS if low <= tick <= high] or [1])
+        axes.set_xticks([tick for tick in (_TICKS if high < 3 * low else _FEW_TICKS) if low <= tick <= high] or [1])
         axes.xaxis.set_major_formatter("{x:.3g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(PANELS[metric].split(",")[0] + ", with over without")

@@ -1,6 +1,7 @@
 """Latency-throughput curves."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from lab.figures.charts import in_order, looks, median_table
@@ -11,11 +12,15 @@ def latency_throughput(table: pd.DataFrame, load: str):
     throughput, a point for each load, joined in their order; logarithmic."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.0, 4.2), layout="constrained")
     rates, tails = (median_table(table, metric, load) for metric in ("throughput", "time to first token, p99"))
-    colours = looks(table["policy"].unique())["palette"]
-    for policy in in_order(table["policy"]):
+    names = in_order(table["policy"])
+    shown = looks(names)
+    for policy, width in zip(
+        names, np.linspace(min(1.5 + 0.8 * (len(names) - 1), 4), 1.2, len(names))
+    ):  # of lines that coincide all can be seen
         rate, tail = (one[one["policy"] == policy].set_index(load).sort_index()["median"] for one in (rates, tails))
-        left.plot(rate.index, rate, "o-", color=colours[policy], label=policy)
-        right.plot(rate, tail, "o-", color=colours[policy])
+        look = {"color": shown["palette"][policy], "marker": shown["markers"][policy], "lw": width, "ms": 4 + width}
+        left.plot(rate.index, rate, **look, label=policy)
+        right.plot(rate, tail, **look)
     left.set(xlabel="offered load, shares of FCFS's capacity", ylabel="throughput, tok/s", ylim=(0, None))
     right.set(xlabel="throughput, tok/s", ylabel="p99 time to first token, s", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
