@@ -142,13 +142,9 @@ def test_any_batch_is_covered_once(batch, least, all_or_none):
         assert (plan.tokens[plan.parts[plan.starts[place] : plan.starts[place + 1]]] == token).all()
 
 
-def reference(query, cache, table, lengths, queries, heads):
-    """Attention in float32, row by row."""
-    blocks, kv_heads, block, size = cache.shape
-    size //= 2
-    raw = cache.view(blocks, kv_heads, 2 * block, size)
-    keys = raw[:, :, :block].reshape(blocks, kv_heads, size, block).transpose(2, 3)
-    values = raw[:, :, block:]
+def reference(query, keys, values, table, lengths, queries, heads):
+    """Attention in float32, row by row. ``keys``, ``values``: [blocks, heads, block size, head size]."""
+    _, kv_heads, block, size = keys.shape
     found, at = torch.empty(query.shape), 0
     for row, length in enumerate(lengths):
         used = table[row, : -(-length // block)].tolist()
@@ -164,18 +160,26 @@ def reference(query, cache, table, lengths, queries, heads):
     return found
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
-def test_the_kernel_computes_attention(dtype, tolerance):
+LAYOUTS = [(torch.float32, "plain"), (torch.bfloat16, "plain"), (torch.bfloat16, "paired")]
+
+
+@pytest.mark.parametrize("dtype, layout", LAYOUTS)
+def test_the_kernel_computes_attention(dtype, layout):
     """Nested prefixes, rows with several queries, three query heads to a head of keys, and strided queries, as they come from a model."""
+    pytest.importorskip("vllm")
+    from feather.vllm.attention.layout import in_order
+
     table, lengths, queries = NESTED
     heads, kv_heads, size = 6, 2, 32
+    tolerance = 2e-6 if dtype == torch.float32 else 8e-3
     blocks = np.unique(table)
     table = np.searchsorted(blocks, table).astype(np.int32)
     generator = torch.Generator().manual_seed(0)
-    cache = torch.randn(len(blocks), kv_heads, BLOCK, 2 * size, generator=generator).to(dtype)
+    keys, values = torch.randn(2, len(blocks), kv_heads, BLOCK, size, generator=generator).to(dtype)
+    cache = torch.cat(in_order(layout, keys, values), -1).view(len(blocks), kv_heads, BLOCK, 2 * size)
     query = torch.randn(int(queries.sum()), heads + 4, size, generator=generator).to(dtype)[:, :heads]
-    attend = Attend(heads, kv_heads, size, BLOCK, dtype, size**-0.5)
-    wanted = reference(query, cache, table, lengths, queries, heads)
+    attend = Attend(heads, kv_heads, size, BLOCK, dtype, size**-0.5, layout == "paired")
+    wanted = reference(query, keys, values, table, lengths, queries, heads)
     for all_or_none, rows in ((False, np.arange(len(lengths))), (True, np.array([0, 1, 2, 5]))):
         starts = np.concatenate([[0], np.cumsum(queries)])
         taken = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
@@ -192,6 +196,34 @@ def test_the_kernel_computes_attention(dtype, tolerance):
             torch.testing.assert_close(output.float()[plan.merged], wanted[taken][plan.merged], atol=tolerance, rtol=tolerance)
         untouched = np.setdiff1d(np.arange(len(taken)), plan.merged)
         assert (output[untouched] == 7).all(), "rows that share nothing are left to vLLM's kernel"
+
+
+@pytest.mark.parametrize("dtype, layout", [*LAYOUTS, (torch.bfloat16, None)])
+def test_the_layout_is_that_of_what_vllms_operator_writes(monkeypatch, dtype, layout):
+    pytest.importorskip("vllm")
+    from feather.vllm.attention import layout as layouts
+
+    def write(keys, values, kept_keys, kept_values, slots, isa):
+        assert isa == "some" and slots.tolist() == list(range(64))
+        keys, values = (each.view(2, 32, 3, 64).transpose(1, 2) for each in (keys, values))
+        if layout:
+            keys, values = layouts.in_order(layout, keys, values)
+            kept_keys.copy_(keys.view(kept_keys.shape))
+            kept_values.copy_(values.view(kept_values.shape))
+
+    monkeypatch.setattr(layouts.ops, "cpu_attn_reshape_and_cache", write)
+    assert layouts.layout_of(3, 64, 32, dtype, "some") == layout
+
+
+def test_pairs_are_neighbours_in_the_head_for_keys_and_in_the_block_for_values():
+    """As AMX's operator writes them: element 1 is the next dimension of the first key, and the next token's first dimension of the values."""
+    pytest.importorskip("vllm")
+    from feather.vllm.attention.layout import PAIRED, in_order
+
+    places = torch.arange(32 * 64).view(32, 64)  # token × 64 + dimension
+    keys, values = (each.tolist() for each in in_order(PAIRED, places, places))
+    assert keys[:4] == [0, 1, 64, 65] and keys[32:34] == [2, 3] and keys[16 * 64] == 16 * 64
+    assert values[:4] == [0, 64, 1, 65] and values[32:34] == [128, 192] and values[16 * 32] == 16
 
 
 @pytest.mark.parametrize("when", ["it is made", "it plans"])

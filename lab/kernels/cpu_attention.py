@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from feather.vllm.attention.attend import Attend
+from feather.vllm.attention.layout import PAIRED, layout_of
 from feather.vllm.attention.plan import make_plan
 from lab.kernels.batch import Batch
 from lab.kernels.packing import fetched_tokens
@@ -25,6 +26,8 @@ class CpuAttention:
             raise ValueError(f"vLLM's CPU attention takes blocks of 32 tokens or multiples: {pool.block_size}")
         self.pool, self._operators = pool, operators
         self._isa = _get_attn_isa(pool.dtype, pool.block_size, pool.heads.size)
+        if self._isa == "amx":
+            torch.cpu._init_amx()  # until a process has asked for AMX, its instructions are illegal; an engine's first product asks
         # The operator keeps keys and values in an order of its own, one head of a block after the other.
         blocks, block_size, kv_heads, size = pool.keys.shape
         cache = torch.empty((blocks, kv_heads, 2 * block_size, size), dtype=pool.dtype)
@@ -72,7 +75,8 @@ class CpuAttention:
         if plan is None:
             return self._paged(batch, table)
         alone = self._paged(batch, table) if len(plan.rest) else None  # rows that share nothing go to vLLM's operator, here with all others
-        attend = Attend(pool.heads.query, pool.heads.kv, pool.heads.size, pool.block_size, pool.dtype, pool.heads.size**-0.5)
+        paired = layout_of(pool.heads.kv, pool.heads.size, pool.block_size, pool.dtype, self._isa) == PAIRED
+        attend = Attend(pool.heads.query, pool.heads.kv, pool.heads.size, pool.block_size, pool.dtype, pool.heads.size**-0.5, paired)
         output = torch.empty((rows, pool.heads.query, pool.heads.size), dtype=pool.dtype)
 
         def run(queries: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,14 @@ class Attend:
         query_heads, kv_heads, head_size, block_size: of the layers.
         dtype: of queries, cache and output: bfloat16 or float32.
         scale: of the scores before the softmax.
+        paired: whether the cache is as AMX wants it (``layout.PAIRED``).
     """
 
-    def __init__(self, query_heads: int, kv_heads: int, head_size: int, block_size: int, dtype: torch.dtype, scale: float):
+    def __init__(
+        self, query_heads: int, kv_heads: int, head_size: int, block_size: int, dtype: torch.dtype, scale: float, paired: bool = False
+    ):
         threads.openmp()
-        self._attend, self._merge = kernel.compiled(head_size, block_size, str(dtype).removeprefix("torch."))
+        self._attend, self._merge = kernel.compiled(head_size, block_size, str(dtype).removeprefix("torch."), paired)
         self._heads, self._head_size = query_heads, head_size
         self._call = np.zeros(kernel.CALL, dtype=np.int64)
         self._scale = np.array([scale * math.log2(math.e)])

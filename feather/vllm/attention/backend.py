@@ -18,6 +18,7 @@ from vllm.v1.attention.backends import cpu_attn
 from feather.options import Options
 from feather.vllm.attention.attend import Attend
 from feather.vllm.attention.counters import Counters, is_first_worker, path
+from feather.vllm.attention.layout import PAIRED, layout_of
 from feather.vllm.attention.plan import make_plan, sort_rows
 from feather.vllm.attention.vectors import LANES
 
@@ -71,7 +72,8 @@ class Builder(cpu_attn.CPUAttentionMetadataBuilder):
             return
         scale = self._layers[0].scale
         try:
-            self._attend = Attend(self.num_heads, self.num_kv_heads, self.head_dim, self.block_size, self.dtype, scale)
+            paired = _layout(self) == PAIRED
+            self._attend = Attend(self.num_heads, self.num_kv_heads, self.head_dim, self.block_size, self.dtype, scale, paired)
         except Exception:
             self._fail()
 
@@ -179,27 +181,11 @@ def reason_against(builder: Builder, layers: Sequence[Any]) -> str:
             return f"it knows no {what}"
     if len({(layer.scale, layer.num_heads) for layer in layers}) > 1:
         return "its layers differ in heads or scale"
-    if not _layout_is_known(builder):
-        return f"this build of vLLM keeps keys or values in another order than [head size, block] and [block, head size] ({builder.isa})"
+    if _layout(builder) is None:
+        return f"this build of vLLM keeps keys or values in an order that it does not know ({builder.isa})"
     return ""
 
 
-def _layout_is_known(builder: Builder) -> bool:
-    """Whether vLLM's own operator writes keys and values where the kernel reads them: tried on a cache of two blocks."""
-    size, block, heads = builder.head_dim, builder.block_size, builder.num_kv_heads
-    keys, values = torch.randn(2, block, heads, size).to(builder.dtype), torch.randn(2, block, heads, size).to(builder.dtype)
-    cache = torch.zeros(2, heads, 2 * block, size, dtype=builder.dtype)
-    kept_keys, kept_values = cache.chunk(2, dim=2)
-    ops.cpu_attn_reshape_and_cache(
-        keys.flatten(0, 1),
-        values.flatten(0, 1),
-        kept_keys,
-        kept_values,
-        torch.arange(2 * block),
-        builder.isa,
-        k_scale=1.0,
-        v_scale=1.0,
-        kv_cache_dtype=builder.kv_cache_dtype,
-    )
-    transposed = cache[:, :, :block].reshape(2, heads, size, block)
-    return torch.equal(transposed, keys.permute(0, 2, 3, 1)) and torch.equal(cache[:, :, block:], values.transpose(1, 2))
+def _layout(builder: Builder) -> str | None:
+    told = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": builder.kv_cache_dtype}
+    return layout_of(builder.num_kv_heads, builder.head_dim, builder.block_size, builder.dtype, builder.isa, **told)

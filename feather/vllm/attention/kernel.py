@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from feather.vllm.attention import vectors
+from feather.vllm.attention.vectors import LANES
 
 # The places of the arguments in the array whose address the C functions take: counts, strides in elements, and addresses.
 (
@@ -78,8 +79,8 @@ def _take(typingctx: Any, counter: Any) -> Any:
 
 
 @lru_cache
-def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
-    """The kernel for one shape of cache and one type of its elements ("bfloat16" or "float32"): two C functions, ``attend`` and ``merge``,
+def compiled(head_size: int, block_size: int, element: str, paired: bool = False) -> tuple[Any, Any]:
+    """The kernel for one shape of cache, one type of its elements ("bfloat16" or "float32") and one ``layout``: two C functions, ``attend`` and ``merge``,
     each to be run on every thread of a pool with the address of the arguments. Compiling takes seconds."""
     D, B = head_size, block_size
     T = tile_keys(block_size)
@@ -88,6 +89,7 @@ def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
     zero, one, lowest = np.float32(0), np.float32(1), _LOWEST
     jit = numba.njit(**_FAST)
     widen_query, widen_keys, widen_values = (vectors.widen(count, bfloat16) for count in (D, B, B * D))
+    split_keys, split_values = (vectors.split(stride) for stride in (T, D))
     score, score_one = vectors.product(ROWS, D, T, adds=False), vectors.product(1, D, T, adds=False)
     add_values, add_values_one = vectors.product(ROWS, T, D, adds=True), vectors.product(1, T, D, adds=True)
     highest, soften = vectors.highest(T), vectors.soften(T)
@@ -106,6 +108,28 @@ def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
         def narrow(floats, bits, start, target, place):
             for d in range(D):
                 target[place + d] = floats[start + d]
+
+    if paired:
+
+        @jit
+        def load(cache, start, keys, values, i):
+            """A block, the ``i``-th of its tile."""
+            for j in range(0, B, LANES):
+                for d in range(0, D, 2):
+                    split_keys(cache, start + j * D + d * LANES, keys, d * T + i * B + j)
+            start += D * B
+            for d in range(0, D, LANES):
+                for j in range(0, B, 2):
+                    split_values(cache, start + d * B + j * LANES, values, (i * B + j) * D + d)
+
+    else:
+
+        @jit
+        def load(cache, start, keys, values, i):
+            """A block, the ``i``-th of its tile."""
+            for d in range(D):
+                widen_keys(cache, start + d * B, keys, d * T + i * B)
+            widen_values(cache, start + D * B, values, i * B * D)
 
     @jit
     def weigh(weights, place, visible, high, sums, into):
@@ -148,9 +172,7 @@ def compiled(head_size: int, block_size: int, element: str) -> tuple[Any, Any]:
             loaded = min(T // B, block_count - block)
             for i in range(loaded):
                 start = blocks[first_block + block + i] * call[BLOCK_STRIDE] + head * call[HEAD_STRIDE]
-                for d in range(D):  # a block's keys lie transposed, [D, B], its values plain, [B, D]
-                    widen_keys(cache, start + d * B, keys, d * T + i * B)
-                widen_values(cache, start + D * B, values, i * B * D)
+                load(cache, start, keys, values, i)
             for i in range(loaded * B * D, T * D):  # weighed with 0 below; but what is there may be no number
                 values[i] = zero
             begun, seen = block * B, loaded * B

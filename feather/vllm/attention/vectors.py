@@ -85,6 +85,25 @@ def widen(count: int, bfloat16: bool) -> Callable:
     return function
 
 
+def split(stride: int) -> Callable:
+    """(source, start, target, place): pairs of bfloat16, as uint16, as float32: the first of each at ``place``, the second ``stride`` further."""
+
+    @intrinsic
+    def function(typingctx, source, start, target, place):
+        def codegen(context, builder, signature, arguments):
+            pairs = _load(builder, pointer_to(context, builder, signature.args[0], arguments[0], arguments[1]), _INTS)
+            end = pointer_to(context, builder, signature.args[2], arguments[2], arguments[3])
+            first = builder.shl(pairs, ir.Constant(_INTS, [16] * LANES))
+            second = builder.and_(pairs, ir.Constant(_INTS, [0xFFFF0000] * LANES))
+            _store(builder, builder.bitcast(first, _FLOATS), end)
+            _store(builder, builder.bitcast(second, _FLOATS), builder.gep(end, [ir.Constant(arguments[3].type, stride)]))
+            return context.get_dummy_value()
+
+        return types.none(source, start, target, place), codegen
+
+    return function
+
+
 def product(rows: int, depth: int, columns: int, adds: bool) -> Callable:
     """(left, place, right, result, where): the product of [rows, depth] at ``place`` of ``left`` with all of ``right``, [depth, columns], into
     [rows, columns] at ``where`` of ``result``, or (``adds``) added to it. All float32, in rows without gaps."""
