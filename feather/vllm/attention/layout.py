@@ -1,5 +1,7 @@
 """In which order vLLM keeps keys and values on this machine: tried with its own operator, never guessed."""
 
+from typing import Any
+
 import torch
 from vllm import _custom_ops as ops
 
@@ -19,7 +21,7 @@ def in_order(layout: str, keys: torch.Tensor, values: torch.Tensor) -> tuple[tor
     )
 
 
-def layout_of(heads: int, head_size: int, block_size: int, dtype: torch.dtype, isa: str, **told: str) -> str | None:
+def layout_of(heads: int, head_size: int, block_size: int, dtype: torch.dtype, isa: str, **told: Any) -> str | None:
     """The layout of a cache of so many heads of keys and values; None for another than these two.
 
     Args:
@@ -28,7 +30,8 @@ def layout_of(heads: int, head_size: int, block_size: int, dtype: torch.dtype, i
     """
     keys, values = (torch.randn(2, heads, block_size, head_size).to(dtype) for _ in range(2))
     cache = torch.zeros(2, heads, 2 * block_size, head_size, dtype=dtype)
-    by_token = (each.transpose(1, 2).flatten(0, 1) for each in (keys, values))
-    ops.cpu_attn_reshape_and_cache(*by_token, *cache.chunk(2, dim=2), torch.arange(2 * block_size), isa, **told)
-    kept = tuple(each.flatten(-2) for each in cache.chunk(2, dim=2))
+    kept_keys, kept_values = cache.chunk(2, dim=2)
+    by_token = [each.transpose(1, 2).flatten(0, 1) for each in (keys, values)]
+    ops.cpu_attn_reshape_and_cache(by_token[0], by_token[1], kept_keys, kept_values, torch.arange(2 * block_size), isa, **told)
+    kept = (kept_keys.flatten(-2), kept_values.flatten(-2))
     return next((one for one in (PLAIN, PAIRED) if all(map(torch.equal, in_order(one, keys, values), kept))), None)
