@@ -1,7 +1,8 @@
 """What a way to form batches would give, found by playing it through on a virtual clock.
 
 The play has as many requests in the system as there are now, prefixes as they have come of late, output lengths as they have been of late, and steps
-that cost what has been learned. It starts with an empty batch, and whoever finishes is followed by somebody new.
+that cost what has been learned. It starts with a batch in order of arrival whose requests have run for some time, so that a plan under which they never
+come to be alike does not seem to: all begun at once, equally long ones would end at once. Whoever finishes is followed by somebody new.
 """
 
 from collections import deque
@@ -154,7 +155,7 @@ class Rehearsal:
         self._entering, self.began_empty = _ALONE, not before
         gone = self._patience() if self.plan != ARRIVAL else 0.0
         while len(self._rows) < room and (self._alone or any(self._queues)):
-            prefix = next_of(self.plan, self, gone)
+            prefix = next_of(self.plan, self, gone) if self._step else self.oldest()
             if prefix is None or not self._fits(prefix):
                 break
             self._entering = prefix
@@ -232,7 +233,10 @@ class Rehearsal:
         if self._finished > self._settled:
             self._waits.append((prefix, waited))
         lifetimes = self.scene.others if prefix == _ALONE else self.scene.lifetimes[prefix]
-        heappush(self._rows, (self._step + lifetimes[int(self._random.random() * len(lifetimes))], prefix, self._step))
+        steps = lifetimes[int(self._random.random() * len(lifetimes))]
+        if not self._step:  # it has run for some time
+            steps = 1 + int(self._random.random() * steps)
+        heappush(self._rows, (self._step + steps, prefix, self._step))
         self._cache.take(self._kept)
         if prefix == _ALONE:
             self._singles += 1

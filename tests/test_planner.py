@@ -84,6 +84,13 @@ def test_a_rehearsal_foretells_what_a_discipline_gives(law):
             assert played.fairness > 0.9 and played.longest_wait > 0
 
 
+def test_where_answers_are_equally_long_no_plan_counts_on_requests_that_began_together():
+    """Begun all at once they would end at once, and the batch stay of one prefix whatever the plan."""
+    best = max(run(LAWS["GPU, cascade"], LOADS["equal answers"], make).throughput for make in DISCIPLINES.values())
+    for seed in (1, 3):
+        assert run(LAWS["GPU, cascade"], LOADS["equal answers"], Planner, seed=seed).throughput > 0.93 * best
+
+
 def test_patience():
     assert patience(3.0, 4.0, 2.0) == 0 and patience(5.0, 4.0, 2.0) == 0.5 and patience(7.0, 4.0, 2.0) == 1.5
     assert patience(5.0, 4.0, 0.0) == 1 and patience(4.0, 4.0, 0.0) == 0

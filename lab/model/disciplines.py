@@ -107,6 +107,7 @@ LOADS = {
     "batch of 256": Load(groups=16, batch=256, clients=512),
     "batch of 512": Load(groups=16, batch=512, clients=1024, decode=(64, 192)),
     "many clients": Load(clients=256),
+    "equal answers": Load(groups=2, batch=256, clients=512, decode=(128, 128)),
     "more than fit": Load(groups=24, batch=64, clients=192, room=16),
 }
 
