@@ -69,7 +69,7 @@ def claim_rows(stories: dict[str, dict], states: dict[str, dict], backend: str) 
         found = [(study, entry) for study, story in stories.items() for entry in story["claims"] if entry["id"] == claim.id]
         for study, entry in found:
             ours = entry["ours"]
-            rows.append({**base, "ours": round(ours["median"], 3), "low": round(ours["low"], 3), "high": round(ours["high"], 3),
+            rows.append({**base, "ours": round(ours["median"], 6), "low": round(ours["low"], 6), "high": round(ours["high"], 6),
                          "repeats": ours["repeats"], "unit": entry["unit"], "parts": entry.get("parts", ""),
                          "backend": entry["backend"], "device": entry["device"], "verdict": entry["verdict"], "reason": entry["reason"], "study": study,
                          "profile": states[study]["profile"], "revision": states[study]["revision"]})  # fmt: skip
