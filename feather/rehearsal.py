@@ -1,8 +1,8 @@
 """What a way to form batches would give, found by playing it through on a virtual clock.
 
 The play has as many requests in the system as there are now, prefixes as they have come of late, output lengths as they have been of late, and steps
-that cost what has been learned. It starts with a batch in order of arrival whose requests have run for some time, so that a plan under which they never
-come to be alike does not seem to: all begun at once, equally long ones would end at once. Whoever finishes is followed by somebody new.
+that cost what has been learned. It starts with a batch whose requests have run for some time: all begun at once, equally long ones would end at once, and
+the batch stay of one prefix under plans that in earnest mix it. Whoever finishes is followed by somebody new.
 """
 
 from collections import deque
@@ -155,7 +155,7 @@ class Rehearsal:
         self._entering, self.began_empty = _ALONE, not before
         gone = self._patience() if self.plan != ARRIVAL else 0.0
         while len(self._rows) < room and (self._alone or any(self._queues)):
-            prefix = next_of(self.plan, self, gone) if self._step else self.oldest()
+            prefix = next_of(self.plan, self, gone)
             if prefix is None or not self._fits(prefix):
                 break
             self._entering = prefix
