@@ -1,10 +1,9 @@
 """Latency-throughput curves."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
-from lab.figures.charts import in_order, looks, median_table
+from lab.figures.charts import in_order, looks, median_table, widths_of
 
 
 def latency_throughput(table: pd.DataFrame, load: str):
@@ -14,9 +13,7 @@ def latency_throughput(table: pd.DataFrame, load: str):
     rates, tails = (median_table(table, metric, load) for metric in ("throughput", "time to first token, p99"))
     names = in_order(table["policy"])
     shown = looks(names)
-    for policy, width in zip(
-        names, np.linspace(min(1.5 + 0.8 * (len(names) - 1), 4), 1.2, len(names))
-    ):  # of lines that coincide all can be seen
+    for policy, width in widths_of(names).items():
         rate, tail = (one[one["policy"] == policy].set_index(load).sort_index()["median"] for one in (rates, tails))
         look = {"color": shown["palette"][policy], "marker": shown["markers"][policy], "lw": width, "ms": 4 + width}
         left.plot(rate.index, rate, **look, label=policy)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lab.figures.charts import in_order, looks
+from lab.figures.charts import in_order, looks, widths_of
 
 
 def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: str, stacked: bool = False, mark: float | None = None):
@@ -19,10 +18,9 @@ def over_time(panels: Mapping[str, pd.DataFrame], x: str, xlabel: str, ylabel: s
     shape, size = ((count, 1), (8.4, 3.2 * count)) if stacked else ((1, count), (4.6 * count + 2.4, 4.2))
     figure, places = plt.subplots(*shape, figsize=size, squeeze=False, sharey=not stacked, layout="constrained")
     names = in_order(pd.concat(panels.values())["policy"])
-    widths = dict(zip(names, np.linspace(min(1.5 + 0.8 * (len(names) - 1), 4), 1.2, len(names))))  # of lines that coincide all can be seen
     told = places.flat[0 if stacked else -1]
     for axes, (panel, table) in zip(places.flat, panels.items()):
-        sns.lineplot(table, x=x, y="throughput", hue="policy", style="policy", size="policy", size_order=names, sizes=widths, estimator="median",
+        sns.lineplot(table, x=x, y="throughput", hue="policy", style="policy", size="policy", size_order=names, sizes=widths_of(names), estimator="median",
                      errorbar=("pi", 100), markersize=7, markeredgewidth=0.4, markevery=max(1, table[x].nunique() // 15), legend=axes is told, ax=axes,
                      **looks(names))  # fmt: skip
         if mark is not None:
