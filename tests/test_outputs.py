@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 print(f"rows are in {os.path.abspath(out)}/results.csv")
 print("chatter", file=sys.stderr)
+print("\\x1b[33m(another process)\\x1b[0m chatter")
 display({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "a widget"}, raw=True)
 display({"image/png": open(os.path.join(out, "figure.png"), "rb").read(), "text/plain": "a figure"}, raw=True)
 name
@@ -85,7 +86,7 @@ def test_a_notebook_shows_the_outputs_of_a_run_and_says_which(notebooks, tmp_pat
     assert told.startswith("The outputs below are of a run with profile default on backend cpu (") and about["revision"] in told
 
     stream, figure, result = second["outputs"]
-    assert stream["text"] == ["rows are in out/results.csv\n"], "neither chatter nor where this machine has the file"
+    assert stream["text"] == ["rows are in out/results.csv\n"], "no chatter, nor where this machine has the file"
     assert figure["data"].keys() == {"image/png", "text/plain"}, "the widget is gone"
     assert Image.open(io.BytesIO(base64.b64decode(figure["data"]["image/png"]))).size == (300, 300)
     assert result["execution_count"] == 2 and result["data"]["text/plain"] == ["'10'"]

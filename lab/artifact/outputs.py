@@ -94,9 +94,10 @@ def _told(about: dict, executed: dict, entry: book.Entry) -> str:
 
 
 def _kept(output: dict, number: int, places: dict[str, str]) -> dict | None:
-    """An output as it is committed; None for one that is not: chatter on stderr, and widgets, which need a kernel."""
+    """An output as it is committed; None for one that is not: chatter on stderr, logs of other processes, and widgets, which need a kernel."""
     if output["output_type"] == "stream":
-        return None if output["name"] == "stderr" else {**output, "text": _elsewhere(output["text"], places)}
+        own = uncoloured("".join(output["text"])) if output["name"] != "stderr" else ""
+        return {**output, "text": _elsewhere(own, places)} if own.strip() else None
     if output["output_type"] not in ("display_data", "execute_result"):
         return output
     data = dict(output["data"])
@@ -109,6 +110,11 @@ def _kept(output: dict, number: int, places: dict[str, str]) -> dict | None:
             data[kind] = _elsewhere(value, places)
     kept = {"output_type": output["output_type"], "data": data, "metadata": output.get("metadata", {})}
     return {**kept, "execution_count": number} if output["output_type"] == "execute_result" else kept
+
+
+def uncoloured(text: str) -> str:
+    """Without the lines that have colours: logs that another process has printed."""
+    return "".join(line for line in text.splitlines(keepends=True) if "\x1b[" not in line)
 
 
 def _elsewhere(text: str | list[str], places: dict[str, str]) -> list[str]:

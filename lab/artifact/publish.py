@@ -7,7 +7,7 @@ GPU is kept likewise, in tables and folders of its own: modelled numbers never s
 run of another profile than "default" or "full", with a notebook that failed or was left out, or from a changed checkout: what is kept
 must be what anyone can rerun.
 
-``--again`` keeps the claims of a second run on the same device beside the first's and says whether the verdicts agree. Its rows name their
+``--again`` keeps a second run on the same device beside the first and says whether the verdicts agree. Its rows name their
 revisions, which may be several: a notebook that has been changed since can be run again alone.
 
 ``--outputs-only`` puts the outputs of a run, which may be of a few notebooks, into the notebooks, and nothing else anywhere. ``--tables``
@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import Field, fields, replace
 from pathlib import Path
 
@@ -35,9 +36,8 @@ from lab.policies import dotted
 from lab.studies.study import read
 from lab.studies.words import listed
 
-TABLES = ("commands", "claims", "times", "modelled-claims", "modelled-groups", "modelled-times", "policies", "arms")
-AGAIN = "claims-again.csv"
-FOUND, FOUND_AGAIN = "found.md", "found-again.md"
+TABLES = ("commands", "claims", "again", "times", "modelled-claims", "modelled-groups", "modelled-times", "policies", "arms")
+CLAIMS, ROWS, RUN, FOUND = KEPT_FILES = ("claims.csv", "results.csv.gz", "run.json", "found.md")
 KEPT = ("idea.png",)  # in figures/, and drawn by no run: lab/figures/idea.py
 
 
@@ -62,13 +62,9 @@ def publish(out: Path, mended: bool = False) -> Path:
     page = gallery(out, run, recorded.read(out / "claims.csv"))
     target = _folder(run)
     target.mkdir(parents=True, exist_ok=True)
-    for name in (AGAIN, FOUND_AGAIN):
-        (target / name).unlink(missing_ok=True)
-    for name in ("claims.csv", "run.json"):
-        shutil.copy(out / name, target / name)
-    compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
-    read(out / "results.csv").to_csv(target / "results.csv.gz", index=False, compression=compression)
-    (target / FOUND).write_text(found_in(out, run), encoding="utf-8")
+    for name in KEPT_FILES:
+        (target / again(name)).unlink(missing_ok=True)
+    _keep(out, run, target, str)
     modelled = run["backend"] == "sim"
     if not modelled:
         recorded.keep_as_reference(target.name, ROOT)
@@ -85,6 +81,19 @@ def publish(out: Path, mended: bool = False) -> Path:
     return target
 
 
+def again(name: str) -> str:
+    """What the file of a second run is called beside that of the first."""
+    return name.replace(".", "-again.", 1)
+
+
+def _keep(out: Path, run: dict, target: Path, called: Callable[[str], str]) -> None:
+    for name in (CLAIMS, RUN):
+        shutil.copy(out / name, target / called(name))
+    compression = {"method": "gzip", "mtime": 0}  # the same bytes for the same rows
+    read(out / "results.csv").to_csv(target / called(ROWS), index=False, compression=compression)
+    (target / called(FOUND)).write_text(found_in(out, run), encoding="utf-8")
+
+
 def found_in(out: Path, run: dict) -> str:
     """What the notebooks of a run say that they found, their Markdown outputs and their claims, as one page."""
     parts = ["# What the notebooks of this run found", "", "Written by `python -m lab.artifact.publish`."]
@@ -93,8 +102,7 @@ def found_in(out: Path, run: dict) -> str:
         for cell in json.loads((out / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
                 told = output.get("data", {}).get("text/markdown") or (output.get("text", "") if output.get("name") == "stdout" else "")
-                lines = [line for line in "".join(told).splitlines() if "\x1b[" not in line]  # coloured: another process's log
-                said.append("\n".join(lines).strip())
+                said.append(outputs.uncoloured("".join(told)).strip())
         if any(said):
             parts += ["", f"## {name}", "", "\n\n".join(filter(None, said))]
     return "\n".join(parts) + "\n"
@@ -111,16 +119,16 @@ def publish_outputs(out: Path) -> list[str]:
 
 
 def publish_again(out: Path) -> str:
-    """Keep the claims of a second run; returns a line on whether the verdicts agree. Raises ValueError for a run that could not be
+    """Keep a second run; returns a line on whether the verdicts agree. Raises ValueError for a run that could not be
     kept at all, or where no first is."""
     run = _keepable(out)
     target = _folder(run)
-    if not (target / "claims.csv").exists():
+    if not (target / CLAIMS).exists():
         raise ValueError(f"{out} is of {run['device']}, of which no run is kept: publish it without --again")
-    shutil.copy(out / "claims.csv", target / AGAIN)
-    (target / FOUND_AGAIN).write_text(found_in(out, run), encoding="utf-8")
+    _keep(out, run, target, again)
+    write_tables()
     differ = disagreements(target)
-    return f"kept in {target / AGAIN}: " + ("the verdicts agree" if not differ else "; ".join(differ))
+    return f"kept in {target / again(CLAIMS)}: " + ("the verdicts agree" if not differ else "; ".join(differ))
 
 
 def write_tables() -> None:
@@ -138,13 +146,15 @@ def tables() -> dict[str, str]:
     found = {}
     for prefix, name in folders.items():
         folder = ROOT / "data" / "recorded" / name
-        if name and (folder / "claims.csv").exists():
-            found[prefix] = claims = recorded.read(folder / "claims.csv")
+        if name and (folder / CLAIMS).exists():
+            found[prefix] = claims = recorded.read(folder / CLAIMS)
             run = _read(folder)
             made[f"{prefix}claims"] = modelled_table(claims) if prefix else claims_table(claims, measured_elsewhere(run), _again(folder))
             made[f"{prefix}times"] = times_table(run["seconds"])
             if prefix:
-                made[f"{prefix}groups"] = groups_table(read(folder / "results.csv.gz"))
+                made[f"{prefix}groups"] = groups_table(read(folder / ROWS))
+            else:
+                made["again"] = again_table(folder)
     none = pd.DataFrame(columns=recorded.CLAIM_COLUMNS)
     made["commands"] = commands_table(found.get("", none), found.get("modelled-", none), _again(ROOT / "data" / "recorded" / folders[""]))
     made["policies"] = policies_table()
@@ -156,7 +166,7 @@ def disagreements(folder: Path) -> list[str]:
     """A line for each claim of a kept run whose verdict is another in the second run."""
     first, second = (
         pd.read_csv(folder / name, keep_default_na=False).groupby("claim", sort=False)["verdict"].agg(" and ".join)
-        for name in ("claims.csv", AGAIN)
+        for name in (CLAIMS, again(CLAIMS))
     )
     both = pd.DataFrame({"first": first, "second": second}).fillna("absent")
     return [f"{claim}: {row['first']}, then {row['second']}" for claim, row in both.iterrows() if row["first"] != row["second"]]
@@ -232,10 +242,26 @@ def measured_elsewhere(run: dict) -> pd.DataFrame:
 
 def _again(folder: Path) -> pd.DataFrame | None:
     """The claims of the second run, if there is one."""
-    if not (folder / AGAIN).exists():
+    if not (folder / again(CLAIMS)).exists():
         return None
-    claims = recorded.read(folder / AGAIN)
+    claims = recorded.read(folder / again(CLAIMS))
     return claims[claims["verdict"] != "not run here"]
+
+
+def again_table(folder: Path) -> str:
+    """How far two runs of the same are apart: for each notebook the throughput of the second over that of the first, where both measured it."""
+    if not (folder / again(ROWS)).exists():
+        return "Nobody has run it a second time on that device."
+    cell = ["study", "policy", "parameters", "kernel", "rows"]
+    first, second = (
+        rows[rows["metric"] == "throughput"].groupby(cell, dropna=False)["value"].median()
+        for rows in (read(folder / ROWS), read(folder / again(ROWS)))
+    )
+    lines = ["| notebook | cells | second run over first, median | nine of ten lie between |", "|---" * 4 + "|"]
+    for study, ratios in (second / first).dropna().groupby("study"):
+        low, middle, high = ratios.quantile((0.05, 0.5, 0.95))
+        lines.append(f"| `{study}` | {len(ratios)} | {middle:.2f} × | {low:.2f} and {high:.2f} × |")
+    return "\n".join(lines)
 
 
 def claims_table(claims: pd.DataFrame, elsewhere: pd.DataFrame | None = None, again: pd.DataFrame | None = None) -> str:
@@ -363,7 +389,7 @@ if __name__ == "__main__":
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "out", help="the run's folder (default: out)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--mended", action="store_true", help="it may be of several revisions: notebooks that had failed were run again")
-    other.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep its claims beside the first's")
+    other.add_argument("--again", action="store_true", help="it is a second run of what is kept: keep it beside the first")
     other.add_argument("--outputs-only", action="store_true", help="only put its outputs into the notebooks")
     other.add_argument("--tables", action="store_true", help="keep no run: write the tables of the pages from what is recorded")
     options = parser.parse_args()
