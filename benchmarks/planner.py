@@ -2,6 +2,7 @@
 
 ``lab/model/disciplines.py`` plays the real tree and former on a virtual clock, under laws of step time some of which are drawn at random. Disciplines
 know no limit on waiting; the planner has the default one. Everything is modelled, steady state, from a cold start, 30 s left out.
+Cells leave out at least two turns of FCFS's batch and measure at least six: with 512 rows a turn takes two minutes.
 
 * cells: every law × load; throughput over the best discipline's and over FCFS's.
 * open: requests at shares of FCFS's capacity; throughput and p99 time to first token over FCFS's.
@@ -25,6 +26,7 @@ from lab.model.disciplines import DISCIPLINES, LAWS, LOADS, Fixed, Law, Load, Pl
 from lab.studies.frontier import medians, trade, ways
 
 SECONDS, SETTLE, WINDOW = 90.0, 30.0, 5.0
+SETTLE_TURNS, TURNS = 2, 6
 GOOD = 0.95  # of the best discipline
 SEEDS = range(1, 11)
 OPEN = ("8 groups", "skewed", "nothing shared", "one group", "batch of 128")
@@ -55,23 +57,26 @@ def together(one: Callable, asked: list[tuple], what: str) -> list:
         return list(tqdm(pool.map(one, *zip(*asked)), total=len(asked), desc=what))
 
 
-def compared(law: Law, load: Load, seconds: float = SECONDS, seed: int = 1) -> dict:
-    """Throughput and p99 of every discipline, FCFS and the planner."""
-    found = {name: run(law, load, make, seconds, SETTLE, seed=seed) for name, make in DISCIPLINES.items()}
-    found["FCFS"] = run(law, load, fcfs, seconds, SETTLE, seed=seed, order="arrival", saturated_after=0.0)
-    found["planner"] = run(law, load, Planner, seconds, SETTLE, seed=seed)
-    return found
+def lasting(law: Law, load: Load) -> tuple[float, float]:
+    """Seconds of a run, and of its beginning that is left out."""
+    turn = (
+        load.batch * sum(load.decode) / 2 / run(law, load, fcfs, SECONDS / 2, SETTLE / 2, order="arrival", saturated_after=0.0).throughput
+    )
+    settle = max(SETTLE, SETTLE_TURNS * turn)
+    return settle + max(SECONDS - SETTLE, TURNS * turn), settle
 
 
 def cell(name: str, what: str, seed: int) -> dict:
     """One law, load and seed. ``over_best_unlimited``: with no limit on waiting, as the disciplines have none, where the default one may be the cause."""
     law, load = (LAWS | drawn_laws())[name], LOADS[what]
-    found = compared(law, load, seed=seed)
-    planner, first = found.pop("planner"), found["FCFS"]
+    seconds, settle = lasting(law, load)
+    found = {name: run(law, load, make, seconds, settle, seed=seed) for name, make in DISCIPLINES.items()}
+    first = found["FCFS"] = run(law, load, fcfs, seconds, settle, seed=seed, order="arrival", saturated_after=0.0)
+    planner = run(law, load, Planner, seconds, settle, seed=seed)
     best = max(found, key=lambda name: found[name].throughput)
     over = planner.throughput / found[best].throughput
-    free = run(law, load, Planner, SECONDS, SETTLE, seed=seed, max_wait=float("inf")).throughput if over < GOOD else planner.throughput
-    return {"law": name, "load": what, "seed": seed, "best": best, "plan": planner.agent.plan.name, "rows": planner.rows, "over_best": over,
+    free = run(law, load, Planner, seconds, settle, seed=seed, max_wait=float("inf")).throughput if over < GOOD else planner.throughput
+    return {"law": name, "load": what, "seed": seed, "seconds": seconds, "best": best, "plan": planner.agent.plan.name, "rows": planner.rows, "over_best": over,
             "over_best_unlimited": free / found[best].throughput, "over_fcfs": planner.throughput / first.throughput,
             "p99_over_fcfs": planner.p99 / first.p99}  # fmt: skip
 

@@ -187,7 +187,7 @@ def test_a_second_run_stands_beside_the_first_and_says_whether_it_agrees(checkou
     (out / "claims.csv").write_text(claims.replace("Old,reproduced,why", "Old,not reproduced,why", 1), encoding="utf-8")
     (out / "results.csv").write_text(RESULTS.replace("100", "80"), encoding="utf-8")
     assert publish_again(out).endswith("E3: reproduced, then not reproduced")
-    assert "| `s` | 1 | 0.80 × | 0.80 and 0.80 × |" in (tmp_path / "artifact.md").read_text(encoding="utf-8"), "throughput alone"
+    assert "| `s` | 1 | 0.80 × |  |" in (tmp_path / "artifact.md").read_text(encoding="utf-8"), "throughput alone"
     (out / "claims.csv").write_text("\n".join(line for line in claims.splitlines() if not line.startswith("E4")) + "\n", encoding="utf-8")
     assert publish_again(out).endswith("E4: reproduced, then absent")
     (out / "run.json").write_text((out / "run.json").read_text(encoding="utf-8").replace("Old", "Other"), encoding="utf-8")
