@@ -83,11 +83,14 @@ def cell(name: str, what: str, seed: int) -> dict:
 
 def cells(seeds: int) -> dict:
     asked = [(name, what, seed) for name in LAWS | drawn_laws() for what in LOADS for seed in range(1, seeds + 1)]
-    rows = together(cell, asked, "cells")
+    return summary(together(cell, asked, "cells"))
+
+
+def summary(rows: list[dict]) -> dict:
     over, fair = (np.array([row[key] for row in rows]) for key in ("over_best", "over_fcfs"))
     drawn = np.array([row["over_best"] for row in rows if row["law"].startswith("drawn")])
     gpu = np.array([row["over_best"] for row in rows if row["law"] in DEVICES or not row["load"].startswith("batch of")])
-    return {"mean": over.mean(), "worst": over.min(), "below_0.95": int((over < 0.95).sum()), "count": len(rows), "worst_over_fcfs": fair.min(),
+    return {"mean": over.mean(), "worst": over.min(), "below_0.95": int((over < GOOD).sum()), "count": len(rows), "worst_over_fcfs": fair.min(),
             "unlimited_below_0.95": int(sum(row["over_best_unlimited"] < GOOD for row in rows)), "drawn_mean": drawn.mean(), "drawn_worst": drawn.min(), "batches_that_the_device_has": {"mean": gpu.mean(), "worst": gpu.min()},
             "cells": rows}  # fmt: skip
 
