@@ -2,7 +2,7 @@
 
 ``lab/model/disciplines.py`` plays the real tree and former on a virtual clock, under laws of step time some of which are drawn at random. Disciplines
 know no limit on waiting; the planner has the default one. Everything is modelled, steady state, from a cold start, 30 s left out.
-Cells leave out at least two turns of FCFS's batch and measure at least six: with 512 rows a turn takes two minutes.
+Cells leave out at least two turns of FCFS's batch and measure at least six: with 512 rows a turn may take two minutes.
 
 * cells: every law × load; throughput over the best discipline's and over FCFS's.
 * open: requests at shares of FCFS's capacity; throughput and p99 time to first token over FCFS's.
@@ -59,9 +59,8 @@ def together(one: Callable, asked: list[tuple], what: str) -> list:
 
 def lasting(law: Law, load: Load) -> tuple[float, float]:
     """Seconds of a run, and of its beginning that is left out."""
-    turn = (
-        load.batch * sum(load.decode) / 2 / run(law, load, fcfs, SECONDS / 2, SETTLE / 2, order="arrival", saturated_after=0.0).throughput
-    )
+    first = run(law, load, fcfs, SECONDS / 2, SETTLE / 2, order="arrival", saturated_after=0.0)
+    turn = load.batch * sum(load.decode) / 2 / first.throughput
     settle = max(SETTLE, SETTLE_TURNS * turn)
     return settle + max(SECONDS - SETTLE, TURNS * turn), settle
 
@@ -87,6 +86,7 @@ def cells(seeds: int) -> dict:
 
 
 def summary(rows: list[dict]) -> dict:
+    """What the cells say together; ``rows``: of ``cell``."""
     over, fair = (np.array([row[key] for row in rows]) for key in ("over_best", "over_fcfs"))
     drawn = np.array([row["over_best"] for row in rows if row["law"].startswith("drawn")])
     gpu = np.array([row["over_best"] for row in rows if row["law"] in DEVICES or not row["load"].startswith("batch of")])

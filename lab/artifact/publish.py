@@ -60,7 +60,7 @@ def publish(out: Path, mended: bool = False) -> Path:
             raise ValueError(f"no page has a place for the table of the {name}: put <!-- {name} --> and <!-- /{name} --> into artifact.md")
     measured_elsewhere(run)  # raises for a broken record, before anything is kept
     shown = outputs.to_show(out, run)
-    page = gallery(out, run, recorded.read(out / "claims.csv"))
+    page = gallery(out, run, recorded.read(out / CLAIMS))
     target = _folder(run)
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT_FILES:
@@ -174,7 +174,7 @@ def disagreements(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return json.loads((folder / RUN).read_text(encoding="utf-8"))
 
 
 def _check_run(out: Path, run: dict) -> None:
