@@ -246,7 +246,7 @@ def test_modelled_notebooks_run_side_by_side_but_for_one_that_times_what_it_runs
     notebooks(alone09=lonely, one10=meet, two11=meet, three20=BAD)
     for name in book.ENTRIES:
         book.ENTRIES[name] = book.Entry(name, {"sim": [0.1] * 3}, alone=name == "09_alone")
-    monkeypatch.setattr(plan, "lanes", lambda backend: 2)
+    monkeypatch.setattr(plan, "lanes", lambda backend, profile: 2)
     assert cli.main(["--backend", "sim", "--out", str(out)]) == 1, "20 fails, and it alone"
     said = capfd.readouterr()
     assert "20_three failed: RuntimeError: no such luck" in said.err and said.err.count("failed") == 1
@@ -254,12 +254,22 @@ def test_modelled_notebooks_run_side_by_side_but_for_one_that_times_what_it_runs
 
 
 @pytest.mark.parametrize(
-    "backend, cores, free, lanes", [("cpu", 8, 64.0, 1), ("sim", 8, 64.0, 8), ("sim", 8, 10.0, 3), ("sim", 8, 1.0, 1), ("sim", 1, 64.0, 1)]
+    "backend, profile, cores, free, lanes",
+    [
+        ("cpu", "default", 8, 64.0, 1),
+        ("gpu", "smoke", 8, 64.0, 1),
+        ("cpu", "smoke", 8, 64.0, 8),
+        ("cpu", "smoke", 8, 11.0, 1),
+        ("sim", "default", 8, 64.0, 8),
+        ("sim", "default", 8, 10.0, 3),
+        ("sim", "default", 8, 1.0, 1),
+        ("sim", "smoke", 1, 64.0, 1),
+    ],
 )
-def test_as_many_run_side_by_side_as_cores_and_memory_allow(backend, cores, free, lanes, monkeypatch):
+def test_as_many_run_side_by_side_as_cores_and_memory_allow(backend, profile, cores, free, lanes, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr(machine, "memory_gib", lambda: (64.0, free))
-    assert plan.lanes(backend) == lanes
+    assert plan.lanes(backend, profile) == lanes
 
 
 def test_a_notebook_takes_its_sizes_from_the_environment_where_nobody_passes_any(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_policy_that_is_registered_can_be_chosen_with_its_options(at_most):
         ({"most": 0}, "option most=0 must be from 1 to 100"),
         ({"most": 2.5}, "option most=2.5 must be of type int"),
         ({"mots": 2}, "unknown option 'mots': did you mean 'most'"),
-        ({"policy": "magic"}, "must be one of: never_stop, planner, at_most; or name a class of your own"),
+        ({"policy": "magic"}, f"must be one of: {', '.join(POLICIES)}; or name a class of your own"),
     ):
         with pytest.raises(ValueError, match=message):
             Options.from_mapping(options)
@@ -89,8 +89,8 @@ def test_a_policy_of_ones_own_is_chosen_by_its_dotted_name():
     assert isinstance(chosen.make_policy(), Threshold) and isinstance(chosen.make_former().policy, Stopping)
     assert Options.from_mapping(chosen.flat()) == chosen and chosen.for_rank(1).policy == "lab.policies.Threshold"
     for name, said in (
-        ("lab.policies.Threshhold", "has no attribute 'Threshhold'"), ("nowhere.to.Be", "No module named 'nowhere'"), (".", "one of: never_stop"),
-        ("lab.policies.BatchState", "is no subclass of feather.policies.Policy"), ("os.path", "is no subclass"), ("lab.policies.", "one of: never_stop"),
+        ("lab.policies.Threshhold", "has no attribute 'Threshhold'"), ("nowhere.to.Be", "No module named 'nowhere'"), (".", f"one of: {', '.join(POLICIES)}"),
+        ("lab.policies.BatchState", "is no subclass of feather.policies.Policy"), ("os.path", "is no subclass"), ("lab.policies.", f"one of: {', '.join(POLICIES)}"),
     ):  # fmt: skip
         with pytest.raises(ValueError) as error:
             Options(policy=name)

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = {"scheduler": 4235, "attention": 1065, "ray": 255}
+MOST_LINES = {"scheduler": 4300, "attention": 1065, "ray": 255}
 NEEDED = ("numpy", "numpy.libs", "xxhash")
 
 

@@ -105,7 +105,7 @@ def run(jobs: list[plan.Job], options: argparse.Namespace, backend: str) -> int:
     began = time.monotonic()
     interrupted, unwritable, killed = False, "", ""
     try:
-        for outcome in run_notebooks(todo, out, device, plan.lanes(backend)):
+        for outcome in run_notebooks(todo, out, device, plan.lanes(backend, options.profile)):
             if outcome.error:
                 failed.append(outcome)
                 print(

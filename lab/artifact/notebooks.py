@@ -86,7 +86,9 @@ def _ended(running: dict[Future[Outcome], Job], progress: "_Progress") -> Iterat
 
 def _begin(lanes: int) -> None:
     if lanes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each
+        # A core each, and not all the same one, as vLLM would bind them.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # else a run that is killed would go on writing
     _ignore_interrupts()
 

@@ -18,6 +18,7 @@ from lab.book import ROOT, Entry
 from lab.files import OUT_MARKER
 
 _MODELLED_GIB = 3.0  # of a notebook on the modelled backend, at most
+_SMOKE_GIB = 6.0  # of one of smoke on a CPU: notebook 50 has two engines
 _CODE = {".py", ".json"}  # of the packages; their other files only dress the report
 
 
@@ -111,11 +112,13 @@ def _named(wanted: str, backend: str) -> list[Entry]:
     return found
 
 
-def lanes(backend: str) -> int:
-    """How many notebooks run side by side: one where they measure; where the clock is virtual one on each core, as far as memory goes."""
-    if backend != "sim" and not machine.rehearses():
+def lanes(backend: str, profile: str) -> int:
+    """How many notebooks run side by side: one where they measure; where the clock is virtual, and at smoke on a CPU, whose numbers mean nothing, one on
+    each core, as far as memory goes."""
+    modelled = backend == "sim" or machine.rehearses()
+    if not modelled and (backend, profile) != ("cpu", "smoke"):
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), int(machine.memory_gib()[1] // _MODELLED_GIB)))
+    return max(1, min(len(os.sched_getaffinity(0)), int(machine.memory_gib()[1] // (_MODELLED_GIB if modelled else _SMOKE_GIB))))
 
 
 def check_machine(jobs: list[Job], backend: str) -> None:
