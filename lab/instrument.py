@@ -24,9 +24,7 @@ from lab.workloads import Loop, Workload
 _WARM_UP = 3.0  # seconds, at most
 _WIDE = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which it says too little: as where the machine stood still
 _AGAIN = 2  # times that such a run is repeated
-_SHORT = (
-    3.0  # seconds, at most, of runs as in smoke, which need say nothing: a wide one is not repeated, and an arm that learns has no longer
-)
+_SHORT = 3.0  # seconds, at most, of runs as in smoke: a wide one is not repeated, and an arm that learns has no longer
 _FASTEST = 4000.0  # tokens a second, for which requests suffice while an arm learns
 
 
