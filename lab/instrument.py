@@ -24,7 +24,7 @@ from lab.workloads import Loop, Workload
 _WARM_UP = 3.0  # seconds, at most
 _WIDE = 0.25  # half the width of a run's interval, as a share of its throughput, beyond which it says too little: as where the machine stood still
 _AGAIN = 2  # times that such a run is repeated
-_SHORT = 3.0  # seconds, at most, of runs as in smoke: a wide one is not repeated, and an arm that learns has no longer
+SHORT = 3.0  # seconds, at most, of runs as in smoke: a wide one is not repeated, and an arm that learns has no longer
 _FASTEST = 4000.0  # tokens a second, for which requests suffice while an arm learns
 
 
@@ -179,7 +179,7 @@ class _Bench:
     @property
     def _lasts(self) -> bool:
         """Whether runs are on a real engine, and long enough for their intervals to say something."""
-        return self.effort.limit > _SHORT and self.engine.backend != "sim"
+        return self.effort.limit > SHORT and self.engine.backend != "sim"
 
     def take(self, cell: Cell, repeat: int, control: bool = False) -> Taken:
         """A run; of one whose interval is too wide, the narrowest of up to three. Its interval decides, not its result."""

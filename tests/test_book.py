@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lab import book, machine
+from lab import book, instrument, machine
 from lab.artifact import outputs, recorded
 from lab.artifact.publish import times_table
 from lab.llm import TINY_LLAMA, small
@@ -30,6 +30,16 @@ def test_every_claim_is_answered_by_some_notebook():
 
 def test_the_book_is_short():
     assert len((book.ROOT / "book.toml").read_text(encoding="utf-8").splitlines()) <= 260
+
+
+@pytest.mark.parametrize("profile", ["default", "full"])
+def test_no_run_that_measures_is_taken_for_one_of_smoke(profile):
+    """In which an arm that learns has no time to settle, and in an open loop no queue builds up."""
+    timed = {}
+    for entry in book.ENTRIES.values():
+        if "cpu" in entry.minutes and "limit=seconds" in entry.source().read_text(encoding="utf-8"):
+            timed[entry.name] = entry.parameters(profile, "cpu").get("seconds", entry.own("seconds"))
+    assert len(timed) > 5 and min(timed.values()) > instrument.SHORT, timed
 
 
 def test_every_entry_is_of_backends_and_profiles_that_there_are():
