@@ -13,7 +13,7 @@ from feather.cht import ChunkedHashTree
 from feather.cost import Load
 from feather.policies import Policy, Step, Trace
 from feather.request import Request
-from feather.turns import Turns
+from feather.turns import USUAL_WAIT, Turns
 
 _UNKNOWN: Any = object()
 
@@ -45,7 +45,7 @@ class BatchFormer:
     Args:
         policy: chooses.
         order: of the tree, see ``ChunkedHashTree``.
-        max_wait: seconds.
+        max_wait: seconds; negative: the policy's own limit, and ``USUAL_WAIT`` where it has none.
         saturated_after: batches; 0: no queue is a burst.
         max_batch: requests that the engine can run at once.
         clock: gives seconds.
@@ -66,7 +66,8 @@ class BatchFormer:
     ):
         self.tree = ChunkedHashTree(order)
         self.policy = policy
-        self.max_wait = max_wait
+        self.max_wait = max_wait if max_wait >= 0 else USUAL_WAIT
+        self._asked_wait = max_wait
         self.max_batch = max_batch
         self.kv_use = kv_use
         self.trace = trace
@@ -176,7 +177,7 @@ class BatchFormer:
     def new_step(self) -> None:
         """The engine begins another scheduling step. Time has passed, so a stop may no longer hold."""
         self._next = _UNKNOWN
-        self.policy.begin_step(self.tree, self.max_batch, self.max_wait, bool(self.tree.waiting) and not self.burst)
+        self.policy.begin_step(self.tree, self.max_batch, self._asked_wait, bool(self.tree.waiting) and not self.burst)
 
     def oldest(self) -> Hashable:
         """The id of the request that has waited longest. Raises LookupError where none waits."""

@@ -62,10 +62,10 @@ class Options:
         choices=KERNELS,
     )
     max_wait: float = setting(
-        10.0,
-        "seconds that a request may wait past its turn in order of arrival because of its prefix. Longer than a batch takes several times "
-        "over, or only the order of arrival is left; shorter than a client waits before it gives up",
-        low=0,
+        -1.0,
+        "seconds that a request may wait past its turn in order of arrival because of its prefix. -1: 10, or as long as a full batch runs where "
+        "that is longer, since otherwise only the order of arrival is left. Shorter than a client waits before it gives up",
+        low=-1,
         unit="seconds",
     )
     saturated_after: float = setting(

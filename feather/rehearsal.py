@@ -43,7 +43,7 @@ class Scene(NamedTuple):
     fair_wait: float
     """seconds that requests wait in order of arrival"""
     max_wait: float
-    """seconds beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
+    """seconds (negative: not yet known) beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
     capacity: float = inf
     """chunks that the KV cache holds"""
     chunk_size: int = 1
@@ -100,6 +100,12 @@ class Rehearsal:
         """Rows times steps a second, after it has settled."""
         tokens, seconds = self._tokens - self._measured_from[0], self._now - self._measured_from[1]
         return tokens / seconds if seconds > 0 else 0.0
+
+    @property
+    def turn(self) -> float:
+        """Seconds in which as many requests end as a full batch holds."""
+        steps = sum(self.scene.others) / len(self.scene.others)
+        return self.scene.batch * steps / self.throughput if self.throughput else 0.0
 
     @property
     def longest_wait(self) -> float:

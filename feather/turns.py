@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
+USUAL_WAIT = 10.0
+"""seconds past its turn that a request may wait where nobody has said how long"""
 _KEPT = 10_000  # turns remembered
 
 

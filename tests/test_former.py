@@ -365,7 +365,7 @@ def test_the_threshold_counts_tokens_load_and_the_floor():
         ({"chunk_size": True}, "chunk_size=True must be of type int"),
         ({"policy": "lab.policies.Threshold", "min_batch": 0}, "min_batch=0 must be at least 1"),
         ({"saturated_after": -1.0}, "saturated_after=-1.0 must be at least 0"),
-        ({"max_wait": -1.0}, "max_wait=-1.0 must be at least 0"),
+        ({"max_wait": -2.0}, "max_wait=-2.0 must be at least -1"),
         ({"policy": "lab.policies.Threshold", "straggler_share": float("nan")}, "straggler_share=nan must be from 0 to 1"),
         ({"order": "random"}, "order='random' must be one of: cost, tip"),
     ],

@@ -106,6 +106,14 @@ def test_a_target_for_the_first_token_is_held_and_weights_buy_tails_with_through
     assert shy.p99 <= 1.2 * first.p99 and shy.agent.plan == ARRIVAL
 
 
+def test_where_a_full_batch_runs_for_longer_than_ten_seconds_so_long_may_a_request_wait_unless_somebody_says_how_long():
+    """Under a limit that is too short every batch is mixed: who is late joins whatever runs, which makes everybody late."""
+    law, load = LAWS["cascade"], LOADS["batch of 256"]
+    own, given = (run(law, load, Planner, seconds=240.0, settle=80.0, max_wait=limit) for limit in (-1.0, 10.0))
+    assert given.agent._limit == 20.0 < own.agent._limit and own.throughput > 1.2 * given.throughput
+    assert run(LAWS["cascade"], LOADS["8 groups"], Planner).agent._limit == 20.0
+
+
 def test_another_kernel_in_mid_run_is_noticed():
     play = Play([(0.0, LAWS["paged"]), (60.0, LAWS["cascade"])], LOADS["8 groups"], Planner).run(120.0)
     best = max(run(LAWS["cascade"], LOADS["8 groups"], make, seconds=60).throughput for make in DISCIPLINES.values())

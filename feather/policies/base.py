@@ -78,7 +78,8 @@ class Policy:
         """A request has ended that ran for so many steps; 0: it was withdrawn while it waited."""
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
-        """A scheduling step begins. ``max_wait``: seconds that a request may wait because of its prefix. ``contended``: whether requests
+        """A scheduling step begins. ``max_wait``: seconds that a request may wait because of its prefix; negative: as the
+        policy finds right. ``contended``: whether requests
         wait that are no burst."""
 
     def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:

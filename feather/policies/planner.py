@@ -14,6 +14,7 @@ from feather.policies.forming import InEarnest
 from feather.rehearsal import Rehearsal, Scene
 from feather.settings import setting
 from feather.traffic import Traffic
+from feather.turns import USUAL_WAIT
 
 _PAYS, _KEEPS = 0.03, 0.015  # by which a plan must be better than a fairer one to be taken, and to be kept
 _PLAYS = 2000  # work of rehearsals per second of serving
@@ -184,7 +185,7 @@ class Planner(Policy):
         played.append(self._rehearsal)
         if len(played) == 1:
             self._fair_wait = played[0].longest_wait
-            self._limit = self._allowed(scene.max_wait)
+            self._limit = self._allowed(scene.max_wait if scene.max_wait >= 0 else max(USUAL_WAIT, played[0].turn))
             scene = scene._replace(fair_wait=self._fair_wait, max_wait=self._limit)
         if len(played) < len(self._plans):
             self._rehearse(self._plans[len(played)], scene)
@@ -194,7 +195,8 @@ class Planner(Policy):
 
     def _allowed(self, max_wait: float) -> float:
         """Seconds that a request may wait beyond what it would in order of arrival. At half of it no more join before it whose turn is later; a batch of
-        few prefixes is then run to its end first, for letting strangers in would slow it down, and with it everybody."""
+        few prefixes is then run to its end first, for letting strangers in would slow it down, and with it everybody. Where nobody says how long,
+        it is no shorter than a full batch runs: once all of one are late, they mix the next, which is late then, and so for ever."""
         seconds, times, fair = self.wanted.ttft_slo, self.wanted.ttft_slo_over_fcfs, self._fair_wait
         return max(0.0, min(2 * max_wait, seconds - fair if seconds else math.inf, (times - 1) * fair if times else math.inf))
 

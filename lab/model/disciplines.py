@@ -147,7 +147,7 @@ class Play:
     """
 
     def __init__(self, law: Law | list[tuple[float, Law]], load: Load | list[tuple[float, Load]], make: Callable[[], Policy], seed: int = 1,
-                 order: str = "cost", noise: float = 0.03, max_wait: float = 10.0, saturated_after: float = 8.0, sorted_rows: bool = False):  # fmt: skip
+                 order: str = "cost", noise: float = 0.03, max_wait: float = -1.0, saturated_after: float = 8.0, sorted_rows: bool = False):  # fmt: skip
         self.now, self.law, self.load, self.noise, self.sorted_rows = 0.0, law, load, noise, sorted_rows
         self.batch = _at(load, 0.0).batch
         self.former = make_former(make(), order, max_wait, saturated_after, self.batch, clock=lambda: self.now, kv_use=self._kv_use)

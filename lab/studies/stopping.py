@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from feather.options import Options
+from feather.turns import USUAL_WAIT
 from lab import figures
 from lab.figures.ratios import ratio_panels
 from lab.instrument import Cell, Effort
@@ -161,7 +161,7 @@ def _check_strict(rows: pd.DataFrame) -> None:
     told = strict.pivot_table(index=["policy", "kernel", "repeat"], columns="metric", values="value").reindex(
         columns=["groups per batch", "longest wait"]
     )
-    wrong = told[(told["groups per batch"] >= 1.5) & (told["longest wait"] < Options().max_wait)]  # whoever is overdue joins any batch
+    wrong = told[(told["groups per batch"] >= 1.5) & (told["longest wait"] < USUAL_WAIT)]  # whoever is overdue joins any batch
     if len(wrong):
         raise RuntimeError(f"batches that stop strictly held {wrong['groups per batch'].max():.1f} groups on average, not one")
 
