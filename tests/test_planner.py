@@ -155,6 +155,19 @@ def test_until_a_second_experiment_begins_the_plan_goes_on():
     assert policy.experiments and play.log[-1][3] <= 2
 
 
+def test_experiments_are_rarer_where_a_full_batch_runs_long():
+    """One mixes batches that then take several times their own length to go in order again."""
+    play = Play(LAWS["cascade"], LOADS["batch of 256"], Planner).run(40.0)
+    policy = play.former.policy
+    assert policy._turn > 12 and not policy.experiments
+    policy.plan = next(plan for plan in PLANS if plan.name == "2 prefixes, gated")
+    policy.cost.changes = policy._changes
+    for since, begun in ((9.9 * policy._turn, 0), (10.1 * policy._turn, 1)):
+        policy._since = since
+        policy.begin_step(play.former.tree, play.batch, 10.0, True)
+        assert policy.experiments == begun
+
+
 def test_a_plan_of_one_prefix_looks_at_mixed_steps_without_an_experiment():
     play = Play(LAWS["cascade"], LOADS["8 groups"], Planner).run(75.0)
     late = [groups for then, _, _, groups in play.log if then > 30.0]

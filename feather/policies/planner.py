@@ -23,6 +23,7 @@ _AGAIN = 5.0  # seconds between two rounds of rehearsals, but for
 _YOUNG = 1000  # the first steps, in which one follows the other
 _UNHEARD = 100  # steps without a result, after which the order of arrival is left
 _RAREST = 120.0  # seconds without what the plan does not show, after which an experiment shows it,
+_TURNS = 10  # and at least so many full batches' time: what it mixes takes longer than itself to go in order again,
 _SURPRISED = 20.0  # and if prices have changed since the last
 _RARER = 15.0  # seconds without a mixed batch, after which the next prefix begins beside a batch's last rows
 _CALM = 0.95  # share of what order of arrival can give, up to which requests may come and it will do, if
@@ -83,6 +84,7 @@ class Planner(Policy):
         self._worth: dict[Plan, float] = {}  # of the plans, over that of the first, averaged over rounds
         self._known = False  # whether the present round knows how long any request runs
         self._fair_wait = self._limit = float("inf")  # seconds: in order of arrival, and beyond that at most
+        self._turn = 0.0  # seconds that a full batch takes
         self._unheard = 0  # steps begun since the last result
         self._owed = 0.0  # work of rehearsals; below 0 after a step that took more
         self._hurries = False  # whether the present round is played as fast as may be
@@ -144,7 +146,7 @@ class Planner(Policy):
             self._begin_round(tree, max_batch, max_wait, hurries=True)
         if load.prefixes > 1.5:
             self.traffic.common += (load.tip - self.traffic.common) * 0.02
-        rarest = _SURPRISED if self.cost.changes > self._changes else _RAREST
+        rarest = _SURPRISED if self.cost.changes > self._changes else max(_RAREST, _TURNS * self._turn)
         if experiment.over and self._since > max(rarest, experiment.lost / _BUDGET):
             self._worth.clear()
             self._changes = self.cost.changes
@@ -184,8 +186,8 @@ class Planner(Policy):
         scene, played = self._rehearsal.scene, self._played
         played.append(self._rehearsal)
         if len(played) == 1:
-            self._fair_wait = played[0].longest_wait
-            self._limit = self._allowed(scene.max_wait if scene.max_wait >= 0 else max(USUAL_WAIT, played[0].turn))
+            self._fair_wait, self._turn = played[0].longest_wait, played[0].turn
+            self._limit = self._allowed(scene.max_wait if scene.max_wait >= 0 else max(USUAL_WAIT, self._turn))
             scene = scene._replace(fair_wait=self._fair_wait, max_wait=self._limit)
         if len(played) < len(self._plans):
             self._rehearse(self._plans[len(played)], scene)
