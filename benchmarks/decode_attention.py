@@ -8,7 +8,7 @@ seaborn, scipy and tqdm will do. On a CPU the kernel is vLLM's. On a GPU that is
     python -m benchmarks.decode_attention --json --heads llama-3-8b --counters --rows decode_attention-llama.csv.gz >llama.json
     python -m benchmarks.decode_attention --json --heads longchat-13b --rows decode_attention-longchat.csv.gz >longchat.json
 
-Rows kept as ``data/recorded/<device>/decode_attention*.csv.gz`` appear in notebook 10 beside those of the machine it runs on.
+Rows kept as ``data/recorded/<device>/decode_attention*.csv.gz`` appear in notebook 31 beside those of the machine it runs on.
 """
 
 import argparse
