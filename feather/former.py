@@ -67,7 +67,7 @@ class BatchFormer:
         self.tree = ChunkedHashTree(order)
         self.policy = policy
         self.max_wait = max_wait if max_wait >= 0 else USUAL_WAIT
-        self._asked_wait = max_wait
+        self._told_wait = max_wait  # to the policy, which may have a limit of its own
         self.max_batch = max_batch
         self.kv_use = kv_use
         self.trace = trace
@@ -177,7 +177,7 @@ class BatchFormer:
     def new_step(self) -> None:
         """The engine begins another scheduling step. Time has passed, so a stop may no longer hold."""
         self._next = _UNKNOWN
-        self.policy.begin_step(self.tree, self.max_batch, self._asked_wait, bool(self.tree.waiting) and not self.burst)
+        self.policy.begin_step(self.tree, self.max_batch, self._told_wait, bool(self.tree.waiting) and not self.burst)
 
     def oldest(self) -> Hashable:
         """The id of the request that has waited longest. Raises LookupError where none waits."""

@@ -43,7 +43,7 @@ class Scene(NamedTuple):
     fair_wait: float
     """seconds that requests wait in order of arrival"""
     max_wait: float
-    """seconds (negative: not yet known) beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
+    """seconds (negative: nobody has said) beyond ``fair_wait``, after which a request goes next; at half of them the batch takes nobody else, and it is first in the next"""
     capacity: float = inf
     """chunks that the KV cache holds"""
     chunk_size: int = 1

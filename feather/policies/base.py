@@ -78,9 +78,8 @@ class Policy:
         """A request has ended that ran for so many steps; 0: it was withdrawn while it waited."""
 
     def begin_step(self, tree: ChunkedHashTree, max_batch: float, max_wait: float, contended: bool) -> None:
-        """A scheduling step begins. ``max_wait``: seconds that a request may wait because of its prefix; negative: as the
-        policy finds right. ``contended``: whether requests
-        wait that are no burst."""
+        """A scheduling step begins. ``max_wait``: seconds that a request may wait because of its prefix; negative: as
+        the policy finds right. ``contended``: whether requests wait that are no burst."""
 
     def choose(self, tree: ChunkedHashTree, room: float, waited: float, late: bool) -> Hashable | None:
         """The id of the waiting request to admit next, or None to run the batch as it stands. There is at least one that waits. ``room``:
